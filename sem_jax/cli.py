@@ -1,0 +1,42 @@
+"""What all commands share: an expected error is one line and exit status 1, not a traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sem_jax.config import ConfigError
+from sem_jax.data import DataError
+from sem_jax.training.checkpoint import CheckpointError
+from sem_jax.training.metrics import MetricsError
+from sem_jax.training.reporter import TrainingDiverged
+
+EXPECTED = (ConfigError, DataError, CheckpointError, MetricsError, TrainingDiverged)
+
+
+def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+    """Wraps the main function of a command."""
+
+    @functools.wraps(main)
+    def run(argv: list[str]) -> Any:
+        enable_compilation_cache()
+        try:
+            return main(argv)
+        except EXPECTED as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return run
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, beside the token cache; JAX_COMPILATION_CACHE_DIR chooses another place."""
+    if not jax.config.read("jax_compilation_cache_dir"):
+        cache = Path(os.environ.get("SEM_JAX_CACHE") or Path.home() / ".cache" / "sem_jax")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))

@@ -1,0 +1,77 @@
+"""Complex arithmetic that XLA runs well, and the one convention about gradients.
+
+Conjugation convention. For a real loss L and complex z = x + iy, `jax.grad` returns ∂L/∂x − i ∂L/∂y, the conjugate of
+the direction of steepest ascent. Everything here and in the custom gradients of this package works with JAX's own
+(transposed, never conjugated) cotangents; the optimizer conjugates once, first in its chain (`sem_jax.optim`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def abs_sq(z: Array) -> Array:
+    """|z|² as a real array, without the square root (and the NaN gradient at 0) of `jnp.abs`."""
+    return jnp.square(z.real) + jnp.square(z.imag) if jnp.iscomplexobj(z) else jnp.square(z)
+
+
+def expi(phase: Array) -> Array:
+    """exp(i·phase) of a real array, exactly unimodular up to rounding."""
+    return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+
+
+def stack_parts(z: Array) -> Array:
+    """[Re z; Im z] along the last axis: [..., D] complex to [..., 2D] real."""
+    return jnp.concatenate([z.real, z.imag], axis=-1)
+
+
+def complex_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:
+    """x·weightᵀ by four real matrix products.
+
+    Native complex64 products are 2-4 times slower on CPU and can use neither bf16 nor tensor cores.
+
+    Args:
+      x: [..., I], complex.
+      weight: [O, I], complex or real.
+      precision: of the real products, as in `jnp.matmul`.
+
+    Returns:
+      [..., O], complex.
+    """
+    real = real_matmul(x.real, weight.real, precision)
+    imag = real_matmul(x.imag, weight.real, precision)
+    if jnp.iscomplexobj(weight):
+        real = real - real_matmul(x.imag, weight.imag, precision)
+        imag = imag + real_matmul(x.real, weight.imag, precision)
+    return jax.lax.complex(real, imag)
+
+
+def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:
+    """x·weightᵀ for real x [..., I] and weight [O, I]: [..., O]."""
+    return jnp.einsum("...i,oi->...o", x, weight, precision=precision)
+
+
+def rms_norm(z: Array, gamma: Array) -> Array:
+    """Phase-preserving RMS normalisation over the last axis (SPEC section 2, Norm).
+
+    z·γ / (sqrt(Σ|z|² / n) + 1e-8), n the number of entries with |z|² > 1e-12. A zero vector stays zero and gets a zero
+    gradient: the derivative of the square root at 0 is never formed.
+
+    Args:
+      z: [..., D], complex.
+      gamma: [D], real.
+    """
+    power = abs_sq(z)
+    active = jnp.maximum(jnp.sum(power > 1e-12, axis=-1, keepdims=True), 1).astype(power.dtype)
+    total = jnp.sum(power, axis=-1, keepdims=True)
+    is_zero = total == 0
+    rms = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, total) / active))
+    return z * (gamma / (rms + 1e-8))
+
+
+def complex_normal(key: Array, shape: tuple[int, ...], variance: float) -> Array:
+    """Circular complex Gaussian, E|z|² = variance, complex64 (complex128 under x64)."""
+    dtype = jax.dtypes.canonicalize_dtype(jnp.complex128)
+    return jnp.sqrt(variance).astype(dtype) * jax.random.normal(key, shape, dtype)

@@ -1,0 +1,115 @@
+"""The way from a `DataConfig` to batches: source, tokenizer, cached tokens, sequences."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+
+from sem_jax.config import DataConfig
+from sem_jax.data.batches import Batches, Chunks, Sequences, Windows
+from sem_jax.data.cache import TokenStream, cache_folder, open_streams, stream_key
+from sem_jax.data.errors import DataError
+from sem_jax.data.files import fingerprint, locked
+from sem_jax.data.sources import Source, open_source
+from sem_jax.data.splits import training_texts
+from sem_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A tokenised corpus.
+
+    Attributes:
+      tokenizer: turns prompts into ids and ids into text.
+      train, validation: the splits as batches.
+      train_tokens, validation_tokens: ids in each split, special tokens included.
+      train_bytes, validation_bytes: UTF-8 bytes of the text in each split.
+      bytes_per_token: of the validation split, counting the tokens that batches weigh: mean nats per weighted token
+        divided by ln 2 and by this are bits per byte.
+      fingerprint: equal for equal text, split and tokenizer.
+    """
+
+    tokenizer: Tokenizer
+    train: Batches
+    validation: Batches
+    train_tokens: int
+    validation_tokens: int
+    train_bytes: int
+    validation_bytes: int
+    bytes_per_token: float
+    fingerprint: str
+
+
+def open_dataset(config: DataConfig, seed: int, global_batch: int) -> Dataset:
+    """Opens the corpus of `config`, tokenising it on first use.
+
+    Args:
+      config: what to read and how to cut it.
+      seed: selects the order of the training sequences.
+      global_batch: sequences in a batch.
+
+    Raises:
+      DataError: text, tokenizer or cache folder cannot be used; the message says why and what to do.
+    """
+    source = open_source(config)
+    tokenizer = open_tokenizer(source, config)
+    streams = open_streams(source, config, tokenizer)
+    train, validation = streams["train"], streams["validation"]
+
+    def batches(stream: TokenStream) -> Batches:
+        sequences = Sequences(stream.tokens, config.seq_length, tokenizer.boundary_id, config.reset_at_boundary)
+        return (Windows if config.packing == "windows" else Chunks)(sequences, seed, global_batch)
+
+    return Dataset(
+        tokenizer=tokenizer,
+        train=batches(train),
+        validation=batches(validation),
+        train_tokens=len(train.tokens),
+        validation_tokens=len(validation.tokens),
+        train_bytes=train.num_bytes,
+        validation_bytes=validation.num_bytes,
+        bytes_per_token=_bytes_per_token(validation, tokenizer),
+        fingerprint=stream_key(source, config, tokenizer),
+    )
+
+
+def _bytes_per_token(stream: TokenStream, tokenizer: Tokenizer) -> float:
+    num_boundaries = 0 if tokenizer.boundary_id is None else stream.num_documents
+    return stream.num_bytes / (len(stream.tokens) - num_boundaries)
+
+
+def open_tokenizer(source: Source, config: DataConfig) -> Tokenizer:
+    """The tokenizer at `tokenizer_path`, or one trained on the training split of `source` and cached.
+
+    Raises:
+      DataError: the file holds another kind of tokenizer than `config.tokenizer`, or cannot be used.
+    """
+    if config.tokenizer_path:
+        tokenizer = load_tokenizer(config.tokenizer_path)
+        if tokenizer.kind != config.tokenizer:
+            raise DataError(
+                f"{config.tokenizer_path} is a {tokenizer.kind} tokenizer, config.data.tokenizer = {config.tokenizer}; "
+                f"set config.data.tokenizer = {tokenizer.kind}"
+            )
+        return tokenizer
+    return ByteTokenizer() if config.tokenizer == "byte" else _cached_tokenizer(source, config)
+
+
+def _cached_tokenizer(source: Source, config: DataConfig) -> Tokenizer:
+    vocab_size = config.bpe_vocab_size if config.tokenizer == "bpe" else 0
+    key = fingerprint(source.fingerprint, config.split, config.validation_fraction, config.tokenizer, vocab_size)
+    path = cache_folder(config) / "tokenizers" / f"{key}.json"
+    with contextlib.suppress(DataError):  # first without the lock, so that a folder that cannot be written to will do
+        return load_tokenizer(path)
+    with locked(path.with_suffix(".lock")):
+        try:
+            return load_tokenizer(path)
+        except DataError as error:
+            if path.exists():
+                _log.warning("%s; it will be trained again", error)
+        tokenizer = train_tokenizer(config.tokenizer, training_texts(source, config), vocab_size)
+        tokenizer.save(path)
+        return tokenizer

@@ -1,0 +1,111 @@
+"""Files: finding them, naming their content by a hash, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sem_jax.data.errors import DataError
+
+
+def find_files(spec: str, suffix: str) -> list[Path]:
+    """The files that `spec` means, each once, in a fixed order.
+
+    Args:
+      spec: files, folders or globs, separated by commas; a folder stands for every `*suffix` below it.
+      suffix: such as ".txt".
+
+    Raises:
+      DataError: a part of `spec` leads to no file.
+    """
+    files: list[Path] = []
+    for part in filter(None, (part.strip() for part in spec.split(","))):
+        path = os.path.expanduser(part)
+        matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        found = [file for match in matches for file in _expand(Path(match), suffix)]
+        if not found:
+            what = f"holds no *{suffix} file" if os.path.isdir(path) else "matches no file"
+            raise DataError(f"{part!r} {what}; set config.data.path to an existing file, folder or glob")
+        files.extend(found)
+    if not files:
+        raise DataError(f"config.data.path = {spec!r} names no file; give a file, folder or glob")
+    return list(dict.fromkeys(files))
+
+
+def _expand(path: Path, suffix: str) -> list[Path]:
+    return sorted(p for p in path.rglob(f"*{suffix}") if p.is_file()) if path.is_dir() else [path]
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable hexadecimal name of JSON-serialisable `parts`."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Hexadecimal hash of a file's bytes.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; check that it is a file that you may read") from error
+
+
+def content_digests(paths: Sequence[Path]) -> list[str]:
+    """`content_digest` of each file, hashed side by side because hashing releases the interpreter lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(content_digest, paths))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a UTF-8 file that is there whole or not at all, whatever happens in between.
+
+    Raises:
+      DataError: the folder cannot be created or written to.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock between processes; the operating system frees it even if the holder is killed.
+
+    Args:
+      path: the lock file, created when missing and left in place.
+
+    Raises:
+      DataError: the lock file cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 (closed by the with statement below, outside this try)
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache folder {path.parent}: {error.strerror}; "
+            "set config.data.cache_dir or SEM_JAX_CACHE to a folder that can be written to"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

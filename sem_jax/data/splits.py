@@ -1,0 +1,63 @@
+"""Which text trains and which text judges."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
+
+from sem_jax.config import DataConfig
+from sem_jax.data.errors import DataError
+from sem_jax.data.sources import Source
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def split_documents(source: Source, config: DataConfig) -> Iterator[tuple[Split, str]]:
+    """Every document with its split, in the order of the source.
+
+    `hash` holds out whole documents by a hash of their text: adding, removing or reordering documents moves no other
+    document, and copies of one text never stand on both sides. `tail` takes all text as one stream and holds out its
+    last share of characters; the document on the cut becomes two.
+
+    Raises:
+      DataError: after the last document, when one of the splits is empty.
+    """
+    missing = set(SPLITS)
+    for split, text in _by_hash(source, config) if config.split == "hash" else _by_position(source, config):
+        missing.discard(split)
+        yield split, text
+    if missing:
+        raise DataError(
+            f"the {missing.pop()} split is empty at config.data.validation_fraction = {config.validation_fraction}; "
+            "give more documents, change the fraction, or cut the text itself with config.data.split = tail"
+        )
+
+
+def training_texts(source: Source, config: DataConfig) -> Iterator[str]:
+    """The documents of the training split."""
+    return (text for split, text in split_documents(source, config) if split == "train")
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether the hash of the text, a uniform number in [0, 1), falls below `fraction`."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def _by_hash(source: Source, config: DataConfig) -> Iterator[tuple[Split, str]]:
+    for text in source.read():
+        yield ("validation" if is_held_out(text, config.validation_fraction) else "train"), text
+
+
+def _by_position(source: Source, config: DataConfig) -> Iterator[tuple[Split, str]]:
+    total = sum(len(text) for text in source.read())
+    left = int(total * (1 - config.validation_fraction))  # characters of training text still to come
+    for text in source.read():
+        head, tail = text[:left], text[left:]
+        left -= len(head)
+        if head:
+            yield "train", head
+        if tail:
+            yield "validation", tail

@@ -1,0 +1,70 @@
+"""Tokenizers: byte, char and bpe behind one interface; training and loading them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from sem_jax.data.errors import DataError
+from sem_jax.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
+from sem_jax.data.tokenizers.bpe import BPETokenizer
+from sem_jax.data.tokenizers.byte import ByteTokenizer
+from sem_jax.data.tokenizers.char import CharTokenizer
+
+__all__ = [
+    "SPECIAL_TOKENS",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "train_tokenizer",
+]
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of the given kind.
+
+    Args:
+      kind: "byte" (which reads no text), "char" or "bpe".
+      texts: the training text.
+      vocab_size: upper bound of a bpe vocabulary.
+
+    Raises:
+      DataError: from reading the texts, or from an impossible `vocab_size`.
+    """
+    if kind == "byte":
+        return ByteTokenizer()
+    return CharTokenizer.train(texts) if kind == "char" else BPETokenizer.train(texts, vocab_size)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads what `Tokenizer.save` wrote; a fitting `tokenizer.json` of the HuggingFace library is a bpe tokenizer.
+
+    Raises:
+      DataError: the file is missing, damaged or not a tokenizer.
+    """
+    cure = "train a tokenizer with: python -m sem_jax.tokenizer"
+    try:
+        text = Path(path).expanduser().read_text("utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {cure}") from error
+    except ValueError as error:
+        raise DataError(f"the tokenizer {path} is damaged ({error}); {cure}") from error
+    try:
+        return _from_content(content, text)
+    except DataError as error:
+        raise DataError(f"{path} cannot be used: {error}; {cure}") from error
+
+
+def _from_content(content: object, text: str) -> Tokenizer:
+    match content:
+        case {"kind": "byte"}:
+            return ByteTokenizer()
+        case {"kind": "char", "characters": str(characters)}:
+            return CharTokenizer(characters)
+        case {"model": _}:
+            return BPETokenizer.from_json(text)
+    raise DataError("it is not a tokenizer")

@@ -1,0 +1,33 @@
+"""Continues a text: python -m sem_jax.generate --workdir=runs/quickstart --prompt="def "."""
+
+from __future__ import annotations
+
+from absl import app, flags
+
+from sem_jax.api import load
+from sem_jax.cli import reporting_errors
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; without it, the run's own.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "Tokens to draw at most.")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "0 takes the most probable token.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw among the k most probable tokens; 0: all.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Draw among the most probable tokens that together reach this probability.")
+_SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same text.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
+
+
+@reporting_errors
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    model = load(_WORKDIR.value, _STEP.value)
+    prompt = model.config.sampling.prompt if _PROMPT.value is None else _PROMPT.value
+    print(
+        model.generate(prompt, _MAX_TOKENS.value, _SEED.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value),
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,126 @@
+"""A model with its tokenizer: text in, text and probabilities out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sem_jax.config import Config, build
+from sem_jax.data import DataError, Tokenizer
+from sem_jax.decoding import Decoder, SamplingOptions
+from sem_jax.modules.model import ModelParts, count_parameters
+
+
+class LanguageModel:
+    """A Signal-Entropic Model that reads and writes text.
+
+    Attributes:
+      config: the configuration it was built from.
+      tokenizer: text to ids and back.
+      parts: structure, parameters and buffers.
+      step: training steps behind the parameters.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, parts: ModelParts, step: int = 0):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.parts = parts
+        self.step = step
+        never_drawn = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.boundary_id)
+        forbidden = np.isin(np.arange(tokenizer.vocab_size), [i for i in never_drawn if i is not None])
+        self._decoder = Decoder(parts.graphdef, forbidden, tokenizer.eos_id)
+        self._log_probs = jax.jit(self._all_log_probs)
+
+    def __repr__(self) -> str:
+        return (
+            f"LanguageModel({self.config.name}, {count_parameters(self.parts.params):,} parameters, "
+            f"{self.tokenizer.kind} vocabulary of {self.tokenizer.vocab_size}, step {self.step})"
+        )
+
+    def _all_log_probs(self, params: Any, buffers: Any, tokens: jax.Array) -> jax.Array:
+        model = ModelParts(self.parts.graphdef, params, buffers).merge()
+        psi, _, _ = model(tokens)
+        return model.readout.log_probs(psi)
+
+    def log_probs(self, tokens: np.ndarray | jax.Array) -> jax.Array:
+        """Log-probabilities of the token after each position.
+
+        Args:
+          tokens: [B, S] int; each row starts a document.
+
+        Returns:
+          [B, S, V], nats; exp of each row sums to 1.
+
+        Raises:
+          DataError: a token id is outside the vocabulary, or the shape is not [B, S].
+        """
+        return self._log_probs(self.parts.params, self.parts.buffers, jnp.asarray(self._checked(tokens)))
+
+    def _checked(self, tokens: np.ndarray | jax.Array) -> np.ndarray:
+        array = np.asarray(tokens)
+        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+            raise DataError(f"tokens must be integers of shape [B, S], got {array.dtype} of shape {list(array.shape)}")
+        # An index outside the array would silently read another row, or NaN.
+        if array.size and (array.min() < 0 or array.max() >= self.tokenizer.vocab_size):
+            raise DataError(
+                f"token ids {array.min()}..{array.max()} leave the vocabulary 0..{self.tokenizer.vocab_size - 1}; "
+                "encode the text with this model's own tokenizer"
+            )
+        return array.astype(np.int32)
+
+    def encode_prompt(self, prompt: str) -> np.ndarray:
+        """Ids of a prompt as the start of a document, [n], n >= 1.
+
+        Raises:
+          DataError: the prompt is empty and the vocabulary has no boundary token, or a character is unknown.
+        """
+        ids = self.tokenizer.encode(prompt)
+        if self.tokenizer.boundary_id is not None:
+            ids = np.concatenate([[self.tokenizer.boundary_id], ids])
+        if not len(ids):
+            raise DataError("the prompt is empty; this vocabulary needs at least one character to start from")
+        return ids.astype(np.int32)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        max_tokens: int | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Any:
+        """Continues a text.
+
+        Args:
+          prompt: a text, or several.
+          max_tokens: tokens to draw at most; fewer when the model ends the text itself.
+          seed: the same seed draws the same text.
+          temperature, top_k, top_p: as in `sem_jax.decoding.SamplingOptions`; None takes the configuration's.
+
+        Returns:
+          The prompt and its continuation; a list of them for several prompts.
+
+        Raises:
+          DataError: the prompt cannot be encoded.
+          ConfigError: an option is out of its range.
+        """
+        if not isinstance(prompt, str):
+            return [self.generate(p, max_tokens, seed + i, temperature, top_k, top_p) for i, p in enumerate(prompt)]
+        given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options = build({"sampling": dataclasses.asdict(self.config.sampling) | chosen}).sampling
+        (ids,) = self._decoder.generate(
+            self.parts.params,
+            self.parts.buffers,
+            self.encode_prompt(prompt)[None],
+            options.max_tokens,
+            jax.random.key(seed),
+            SamplingOptions(options.temperature, options.top_k, options.top_p),
+        )
+        return prompt + self.tokenizer.decode(ids)

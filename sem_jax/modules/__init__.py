@@ -1,0 +1,1 @@
+"""Thin flax.nnx shells: they own the parameters and call `sem_jax.core`."""

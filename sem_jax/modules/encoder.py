@@ -1,0 +1,84 @@
+"""Token ids to the wave function: optimal transport to a sparse distributed representation, and a position phase."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from sem_jax.config import ModelConfig
+from sem_jax.core import sinkhorn
+from sem_jax.core.complex_ops import expi
+from sem_jax.modules.linear import Linear
+
+
+class Encoder(nnx.Module):
+    """z[s, j] = sdr[s, j]·exp(i·s·10000^(−j/D)) (SPEC section 2, Encoder).
+
+    The transport plan is causal in every form but "sequence_sinkhorn"; its state is the column sums of the prefix
+    ("causal_sinkhorn") or nothing.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config.encoder
+        dim, encoder = config.hidden_dim, config.encoder
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, dim)))
+        if encoder.transport == "none":
+            return
+        self.input_proj = Linear(dim, encoder.cost_dim, rngs=rngs)
+        codebook = jax.random.normal(rngs.params(), (encoder.sdr_candidates, encoder.cost_dim))
+        self.codebook = nnx.Param(0.02 * codebook)
+        self.sdr_to_hidden = Linear(encoder.sdr_candidates, dim, rngs=rngs)
+        if encoder.transport == "population":
+            self.potential = nnx.Variable(jnp.zeros(encoder.sdr_candidates))
+
+    def initial_state(self, batch_size: int) -> Array:
+        """Column sums of the causal Sinkhorn sweeps before the first token; without entries in the other forms."""
+        config = self.config
+        sweeps = config.sinkhorn_max_iter if config.transport == "causal_sinkhorn" else 0
+        mass = sinkhorn.initial_log_mass(sweeps, config.sdr_candidates, config.sinkhorn_prior)
+        return jnp.broadcast_to(mass, (sweeps, batch_size, config.sdr_candidates))
+
+    def __call__(
+        self, tokens: Array, position: Array, state: Array, token_freqs: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Encodes tokens.
+
+        Args:
+          tokens: [B, S] int.
+          position: [B, S] int, position of each token in its document.
+          state: as from `initial_state`.
+          token_freqs: [V], optional frequencies f; the cost is divided by log(f + e).
+
+        Returns:
+          (psi [B, S, D] complex, state, column_share [M]): the mean of the plan's rows, what the population potential
+          is to even out.
+        """
+        x = self.embedding[...][tokens]
+        hidden = x if self.config.embedding_skip else jnp.zeros_like(x)
+        column_share = jnp.zeros(self.config.sdr_candidates)
+        if self.config.transport != "none":
+            plan, state = self.plan(x, tokens, position, state, token_freqs)
+            column_share = jnp.mean(plan, axis=(0, 1))
+            hidden = hidden + self.sdr_to_hidden(sinkhorn.sparsify(plan, self.config.sdr_sparsity))
+        dim = x.shape[-1]
+        frequency = 10000.0 ** (-jnp.arange(dim, dtype=x.dtype) / dim)
+        return hidden * expi(position[..., None] * frequency), state, column_share
+
+    def plan(
+        self, x: Array, tokens: Array, position: Array, state: Array, token_freqs: Array | None
+    ) -> tuple[Array, Array]:
+        """The transport plan [B, S, M] of embedded tokens x [B, S, D], and the state after it."""
+        config = self.config
+        cost = sinkhorn.transport_cost(self.input_proj(x), self.codebook[...])
+        if token_freqs is not None:
+            cost = cost / jnp.log(token_freqs[tokens] + jnp.e)[..., None]
+        log_kernel = -cost / config.sinkhorn_epsilon
+        if config.transport == "sequence_sinkhorn":
+            return sinkhorn.sequence_sinkhorn(log_kernel, config.sinkhorn_max_iter, config.sinkhorn_tol), state
+        if config.transport == "causal_sinkhorn":
+            return sinkhorn.causal_sinkhorn(log_kernel, state, position, config.sinkhorn_prior)
+        if config.transport == "population":
+            return sinkhorn.row_softmax(log_kernel, self.potential[...]), state
+        return sinkhorn.row_softmax(log_kernel), state

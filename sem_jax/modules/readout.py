@@ -1,0 +1,32 @@
+"""The Born readout: amplitudes over the vocabulary."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from sem_jax.config import ModelConfig
+from sem_jax.core import born
+from sem_jax.modules.linear import complex_weight
+
+
+class Readout(nnx.Module):
+    """P(v) ∝ e^{β_v}|W_v·ψ|² (SPEC section 2, Readout, and section 3, rows 6 and 11)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.floor = config.born_floor
+        self.weight = complex_weight(rngs, config.vocab_size, config.hidden_dim)
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+
+    def log_probs(self, psi: Array) -> Array:
+        """log P of every token: [..., D] to [..., V]."""
+        return born.log_probs(psi, self.weight[...], self.bias[...], self.floor)[0]
+
+    def target_log_prob(self, psi: Array, targets: Array) -> tuple[Array, Array]:
+        """(log P(target), log Z) of ψ [..., D] and targets [...], each [...]; no array over the vocabulary."""
+        return born.target_log_prob(psi, self.weight[...], self.bias[...], targets, self.floor)
+
+    def reference_logits(self, psi: Array) -> tuple[Array, Array]:
+        """The PyTorch original's logits and |W·ψ|², each [..., V]."""
+        return born.reference_logits(psi, self.weight[...], self.bias[...])

@@ -1,0 +1,108 @@
+"""The optimizer as a recipe: complex AdamW, its schedule, Langevin noise and the guard."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sem_jax.config import OptimizerConfig
+from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
+from sem_jax.optim.conjugate import conjugate_gradients
+from sem_jax.optim.finite_guard import finite_guard
+from sem_jax.optim.langevin import langevin_noise
+from sem_jax.optim.schedule import warmup_stable_decay
+from sem_jax.optim.weight_decay import decay_all, matrices_only
+
+
+class LangevinAdamWState(NamedTuple):
+    """State of `langevin_adamw`."""
+
+    direction: dict[str, optax.OptState]  # of the stages "conjugate", "clip", "adam" and "decay"
+    noise: optax.OptState
+
+
+def make_optimizer(config: OptimizerConfig, max_steps: int, seed: int) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a training run: `langevin_adamw` behind `finite_guard`.
+
+    `update(grads, state, params, *, loss, step)` takes the gradients as `jax.grad` returns them, the scalar loss and
+    the int32 training step, counted from 0. The caller counts the step through bad ones, and the schedule and the
+    noise follow it; Adam's own count belongs to the moments and stands still in a bad step.
+
+    Args:
+      config: its hyperparameters.
+      max_steps: length of the run, at which the decay of the learning rate ends.
+      seed: of the Langevin noise.
+
+    Returns:
+      A transformation with state `FiniteGuardState(inner=LangevinAdamWState(...), ...)`.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range.
+    """
+    return finite_guard(
+        langevin_adamw(config, make_schedule(config, max_steps), seed),
+        backoff=config.guard_backoff,
+        min_scale=config.guard_min_scale,
+        regrow_steps=config.guard_regrow_steps,
+    )
+
+
+def make_schedule(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
+    """The learning rate before the guard's scale, a function of the training step; see `warmup_stable_decay`."""
+    return warmup_stable_decay(
+        config.learning_rate, config.warmup_steps, config.decay_steps, max_steps, config.lr_min_ratio
+    )
+
+
+def langevin_adamw(
+    config: OptimizerConfig, schedule: optax.Schedule, seed: int
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101, algorithm 2) for complex weights, with Langevin noise.
+
+    θ ← θ − η (m̂ / (√v̂ + eps) + λ θ) + noise, with η = schedule(step) · lr_scale (SPEC section 2, Optimizer).
+
+    Args:
+      config: its hyperparameters; the guard's and the schedule's own are not read.
+      schedule: from the step to the learning rate.
+      seed: of the Langevin noise.
+
+    Returns:
+      A transformation with state `LangevinAdamWState`. Its update needs the parameters and the extra argument `step`,
+      an int32 scalar, and takes `lr_scale`, a scalar that is 1 unless given.
+    """
+    direction = optax.named_chain(
+        ("conjugate", conjugate_gradients()),
+        ("clip", optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()),
+        ("adam", scale_by_complex_adam(config.b1, config.b2, config.eps)),
+        ("decay", optax.add_decayed_weights(config.weight_decay, decay_all if config.decay_all else matrices_only)),
+    )
+    noise = langevin_noise(config.temperature, config.noise_floor, config.noise_cap, seed)
+
+    def init_fn(params: optax.Params) -> LangevinAdamWState:
+        return LangevinAdamWState(direction.init(params), noise.init(params))
+
+    def update_fn(
+        grads: optax.Updates,
+        state: LangevinAdamWState,
+        params: optax.Params | None = None,
+        *,
+        step: jax.typing.ArrayLike,
+        lr_scale: jax.typing.ArrayLike = 1.0,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LangevinAdamWState]:
+        del extra_args
+        learning_rate = schedule(step) * lr_scale
+        updates, direction_state = direction.update(grads, state.direction, params)
+        updates = jax.tree.map(lambda update: jnp.asarray(-learning_rate, update.dtype) * update, updates)
+        updates, noise_state = noise.update(
+            updates,
+            state.noise,
+            params,
+            second_moment=bias_corrected_second_moment(direction_state["adam"], config.b2),
+            learning_rate=learning_rate,
+            step=step,
+        )
+        return updates, LangevinAdamWState(direction_state, noise_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,82 @@
+"""Langevin noise: the thermal half of the optimizer."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def langevin_noise(
+    temperature: float, noise_floor: float, noise_cap: float, seed: int
+) -> optax.GradientTransformationExtraArgs:
+    """Adds √(2 T η) G^½ ξ to a preconditioned step −η G g, which then samples exp(−loss / T).
+
+    Stochastic gradient Langevin dynamics (Welling & Teh, 2011, eq. 4) with Adam's preconditioner (Li et al., 2016,
+    arXiv:1512.07666, algorithm 1), G = 1 / max(√v̂, noise_floor). ξ is standard normal in every real component: the
+    real and the imaginary part of a complex entry each have variance 1. As is usual, the term Γ = ∂G/∂θ is left out,
+    because v̂ changes slowly. It differs from the paper in three ways, since G is unbounded where gradients are small:
+
+    1. the floor bounds √v̂ from below by a maximum, not a sum, so that noise and step share one G above the floor;
+    2. the standard deviation of one step is at most `noise_cap` · η;
+    3. an entry with v̂ = 0 has never seen a gradient, and stays where it is.
+
+    The noise is a function of (seed, path of the leaf, step) alone, so a resumed run repeats it.
+
+    Args:
+      temperature: T, in units of the loss. 0 returns the identity.
+      noise_floor: least √v̂ in G, in units of the gradient.
+      noise_cap: largest standard deviation of a step, in units of the learning rate.
+      seed: of the run.
+
+    Returns:
+      A stateless transformation, whose update takes three more arguments: `second_moment`, the tree of real v̂ shaped
+      like the updates; `learning_rate`, the scalar η of this step; `step`, an int32 scalar.
+
+    Raises:
+      ValueError: the temperature is negative, or floor or cap is not positive.
+    """
+    if temperature < 0 or noise_floor <= 0 or noise_cap <= 0:
+        raise ValueError(
+            f"temperature = {temperature} must not be negative, "
+            f"noise_floor = {noise_floor} and noise_cap = {noise_cap} must be positive"
+        )
+    if temperature == 0:
+        return optax.with_extra_args_support(optax.identity())
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        *,
+        second_moment: optax.Updates,
+        learning_rate: jax.typing.ArrayLike,
+        step: jax.typing.ArrayLike,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params, extra_args
+
+        def add_noise(path: tuple[Any, ...], update: jax.Array, v: jax.Array) -> jax.Array:
+            std = jnp.sqrt(2 * temperature * learning_rate / jnp.maximum(jnp.sqrt(v), noise_floor))
+            std = jnp.where(v > 0, jnp.minimum(std, noise_cap * learning_rate), 0)
+            return update + (std * _unit_normal(_leaf_key(seed, path, step), update)).astype(update.dtype)
+
+        return jax.tree.map_with_path(add_noise, updates, second_moment), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def _leaf_key(seed: int, path: tuple[Any, ...], step: jax.typing.ArrayLike) -> jax.Array:
+    # Python's own hash of a string changes from one process to the next.
+    name = np.uint32(zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode()))
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name), step)
+
+
+def _unit_normal(key: jax.Array, like: jax.Array) -> jax.Array:
+    if not jnp.iscomplexobj(like):
+        return jax.random.normal(key, like.shape, like.dtype)
+    # A complex jax.random.normal has variance 1/2 in each part.
+    real, imag = jax.random.normal(key, (2, *like.shape), like.real.dtype)
+    return jax.lax.complex(real, imag)

@@ -1,0 +1,33 @@
+"""The learning rate as a function of the training step."""
+
+import optax
+
+
+def warmup_stable_decay(
+    learning_rate: float, warmup_steps: int, decay_steps: int, max_steps: int, lr_min_ratio: float
+) -> optax.Schedule:
+    """Linear warm-up from 0, a plateau, and a cosine over the last `decay_steps` (Hu et al., 2024, arXiv:2404.06395).
+
+    Args:
+      learning_rate: the plateau.
+      warmup_steps: steps from 0 to the plateau; 0 starts on it.
+      decay_steps: steps from the plateau to `learning_rate * lr_min_ratio`; the decay begins at step
+        `max_steps - decay_steps`. 0 stays on the plateau.
+      max_steps: length of the run. From there on the rate is constant.
+      lr_min_ratio: last learning rate in units of the plateau.
+
+    Returns:
+      A function from the step, a scalar integer counted from 0, to the learning rate of that step.
+
+    Raises:
+      ValueError: warm-up and decay do not fit into the run.
+    """
+    if min(warmup_steps, decay_steps) < 0 or warmup_steps + decay_steps > max_steps:
+        raise ValueError(
+            f"warmup_steps = {warmup_steps} and decay_steps = {decay_steps} must not be negative "
+            f"and must fit in max_steps = {max_steps}"
+        )
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    plateau = optax.constant_schedule(learning_rate)
+    decay = optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=lr_min_ratio) if decay_steps else plateau
+    return optax.join_schedules([warmup, plateau, decay], [warmup_steps, max_steps - decay_steps])

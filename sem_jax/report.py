@@ -1,0 +1,93 @@
+"""What a run achieved, as Markdown: python -m sem_jax.report --workdir=runs/quickstart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from sem_jax.training.metrics import read_metrics
+from sem_jax.training.workdir import open_workdir
+
+_BARS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 60
+
+
+def write_report(workdir: str | Path) -> str:
+    """Writes `report.md` into the workdir and returns its text.
+
+    Raises:
+      ConfigError, MetricsError: the folder is not the workdir of a run that has trained.
+    """
+    config, tokenizer = open_workdir(workdir)
+    lines = read_metrics(Path(workdir) / "metrics.jsonl")
+    train = [line for line in lines if line["split"] == "train"]
+    validation = [line for line in lines if line["split"] == "validation"]
+    text = "\n".join(
+        [
+            f"# {config.name}",
+            "",
+            f"Vocabulary {tokenizer.vocab_size} ({tokenizer.kind}), data {config.data.source}, "
+            f"{config.training.global_batch} x {config.data.seq_length} tokens a step.",
+            "",
+            *_training_lines(train),
+            "",
+            *_validation_table(validation),
+            "",
+        ]
+    )
+    (Path(workdir) / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _training_lines(train: list[dict[str, Any]]) -> list[str]:
+    if not train:
+        return ["No training step has been reported yet."]
+    losses = [line["loss"] for line in train]
+    speeds = sorted(line["tokens_per_s"] for line in train if math.isfinite(line["tokens_per_s"]))
+    rate = f", median {speeds[len(speeds) // 2]:,.0f} tokens/s" if speeds else ""
+    return [
+        f"Training loss over {train[-1]['step']} steps, {losses[0]:.3f} to {losses[-1]:.3f}:",
+        "",
+        f"    {_curve(losses)}",
+        "",
+        f"Skipped steps {train[-1]['skipped']}, reports with a loss that is not finite "
+        f"{sum(not math.isfinite(loss) for loss in losses)}, worst CG residual "
+        f"{max(line['cg_residual'] for line in train):.1e}, worst norm drift "
+        f"{max(line['norm_drift'] for line in train):.1e}{rate}.",
+    ]
+
+
+def _curve(values: list[float]) -> str:
+    """A line of block characters, the mean of each of at most 60 stretches; a stretch that is not finite is an x."""
+    count = min(_CURVE_WIDTH, len(values))
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, span = (min(finite), (max(finite) - min(finite)) or 1.0) if finite else (0.0, 1.0)
+    return "".join(
+        _BARS[round((mean - low) / span * (len(_BARS) - 1))] if math.isfinite(mean) else "x" for mean in means
+    )
+
+
+def _validation_table(validation: list[dict[str, Any]]) -> list[str]:
+    if not validation:
+        return ["No evaluation has been made yet."]
+    rows = [f"| {v['step']} | {v['nll']:.4f} | {v['bits_per_byte']:.4f} |" for v in validation]
+    return ["| step | nats/token | bits/byte |", "|---|---|---|", *rows]
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    del argv
+    print(write_report(flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    from sem_jax.cli import reporting_errors
+
+    app.run(reporting_errors(main))

@@ -1,0 +1,35 @@
+"""Trains a model: python -m sem_jax.train --config=configs/quickstart.py --workdir=runs/quickstart."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from sem_jax.cli import reporting_errors
+from sem_jax.config import build
+from sem_jax.report import write_report
+from sem_jax.training.loop import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: metrics, checkpoints, configuration.", required=True)
+
+
+@reporting_errors
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    result = train(build(_CONFIG.value), _WORKDIR.value)
+    if result.finished:
+        print(write_report(_WORKDIR.value))
+    else:
+        command = shlex.join(["python", "-m", "sem_jax.train", *sys.argv[1:]])
+        print(f"stopped and saved at step {result.step}; go on with: {command}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,298 @@
+"""Checkpoints that come back exact to the bit, or not at all and with the cure.
+
+Orbax writes the arrays in the background, renames a checkpoint into place only when it is complete and deletes the
+oldest ones. What it leaves open is closed here: it has no checksums, so a flipped bit would be restored silently, and
+it casts to whatever it is asked for, so a complex leaf restored into a real one would silently lose its imaginary part.
+Each checkpoint therefore carries a record of its leaves:
+
+    <directory>/<step>/state    the arrays, each under the name of its leaf, such as "params/mixer/kernel"
+    <directory>/<step>/record   the dtype, the shape and the CRC-32 of the bytes of each leaf
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+PyTree = Any
+Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "crc32": 2774}
+Record = dict[str, Entry]
+
+_MAX_LISTED = 10
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, of another configuration or not writable; the message gives the cure."""
+
+
+class _Damaged(Exception):
+    """What is broken inside one checkpoint, as a clause."""
+
+
+class Checkpointer:
+    """The checkpoints of one run; a context manager, which waits for the last save when it is left.
+
+    Only `save` changes the directory, so a run may be evaluated while another process trains it. Arrays that are
+    spread over several processes are not supported.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int):
+        """Opens the directory; the first `save` creates it and clears what a killed save has left.
+
+        Args:
+          directory: holds one folder a step.
+          keep: number of checkpoints that stay, the newest ones; at least 1.
+
+        Raises:
+          CheckpointError: `keep` is below 1, or `directory` is a file.
+        """
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        if keep < 1:
+            raise CheckpointError(f"keep = {keep} would delete every checkpoint; keep at least 1")
+        if self._directory.is_file():
+            raise CheckpointError(f"{self._directory} is a file; give a directory for the checkpoints")
+        logging.getLogger("absl").addFilter(_without_orbax_chatter)
+        self._reader = self._open(writing=False)
+        self._writer: ocp.CheckpointManager | None = None
+        self._unfinished: int | None = None
+        self._current: tuple[int, Record] | None = None  # the state last saved or restored
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Copies the state to the host and writes it in the background.
+
+        The arrays may be donated or overwritten as soon as this returns. A step that is already there is replaced.
+
+        Args:
+          step: training step, not below that of the newest checkpoint.
+          state: any pytree whose leaves are jax or numpy arrays of numbers or booleans.
+
+        Raises:
+          CheckpointError: this save or the one before it failed, a leaf is no such array, or a newer step exists.
+        """
+        newest = self.latest_step()
+        # Views where the device is the host; orbax copies them before its own save returns.
+        arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_named_leaves(state)).items()}
+        record = {name: _entry(array) for name, array in arrays.items()}
+        if step == newest and (step, record) == self._current:
+            return
+        if newest is not None and step < newest:
+            raise CheckpointError(
+                f"step {step} cannot be saved: {self._path(newest)} is newer. Start from that one, move the newer ones "
+                "away or choose another directory"
+            )
+        with self._failing_loudly(step):
+            self._write(step, arrays, record, replace=step == newest)
+        self._unfinished, self._current = step, (step, record)
+
+    def wait(self) -> None:
+        """Returns when the last save is complete on disk.
+
+        Raises:
+          CheckpointError: it could not be written; nothing of it is left, and the older checkpoints are untouched.
+        """
+        if self._unfinished is None or self._writer is None:
+            return
+        step, self._unfinished = self._unfinished, None
+        with self._failing_loudly(step):
+            self._writer.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and releases the threads; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._reader.close()
+            if self._writer is not None:
+                self._writer.close()
+
+    def latest_step(self) -> int | None:
+        """The newest step in the directory, None if there is none; raises as `wait` does."""
+        return max(self._steps(), default=None)
+
+    def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
+        """The state as it was saved, bit for bit.
+
+        A damaged checkpoint is an error even where an older one is intact: to give up the steps between them is the
+        user's decision, and the message says how to take it.
+
+        Args:
+          like: pytree with the structure, shapes and dtypes of the state; leaves are arrays or `jax.ShapeDtypeStruct`.
+          step: which checkpoint; None is the newest.
+
+        Returns:
+          The step, and a pytree of `like`'s structure. Numpy leaves of `like`, and 64-bit ones that this JAX would
+          truncate, are numpy arrays; all others are `jax.Array`s with the sharding that `like` gives.
+
+        Raises:
+          CheckpointError: there is no such checkpoint, it is damaged, or its leaves are not those of `like`.
+        """
+        steps = self._steps()
+        if not steps:
+            raise CheckpointError(f"there is no checkpoint in {self._directory}; check the path, or train first")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(f"there is no checkpoint {step} in {self._directory}, only {steps}")
+        targets = _named_leaves(like)
+        try:
+            record = self._read_record(step)
+            _require_same_forms(record, targets, self._path(step))
+            arrays = self._read_arrays(step, record)
+        except _Damaged as damage:
+            raise CheckpointError(self._cure(step, damage)) from damage
+        self._current = (step, record)
+        leaves = [_place(arrays[name], target) for name, target in targets.items()]
+        return step, jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _path(self, step: int) -> Path:
+        return self._directory / str(step)
+
+    def _open(self, *, writing: bool) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            create=writing,
+            cleanup_tmp_directories=writing,
+            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            save_root_metadata=False,
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def _steps(self) -> list[int]:
+        self.wait()
+        self._reader.reload()
+        return sorted(self._reader.all_steps())
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], record: Record, *, replace: bool) -> None:
+        self._writer = self._writer or self._open(writing=True)
+        self._writer.reload()
+        if replace:
+            self._writer.delete(step)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
+            record=ocp.args.JsonSave({"leaves": record, "crc32": _record_crc(record)}),
+        )
+        self._writer.save(step, args=items, force=True)
+
+    @contextlib.contextmanager
+    def _failing_loudly(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # one full disk raises many types, from orbax, tensorstore and the system
+            failed, self._writer, self._current = self._writer, None, None
+            with contextlib.suppress(Exception):
+                if failed is not None:
+                    failed.close()
+                self._writer = self._open(writing=True)  # clears the unfinished files
+            raise CheckpointError(
+                f"{self._path(step)} could not be written ({_summary(error)}). Nothing of it is left and the older "
+                "checkpoints are untouched; check free space and permissions, then start again from the newest"
+            ) from error
+
+    def _read_record(self, step: int) -> Record:
+        with _reading("its record"):
+            content = self._reader.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+            record, crc = content["leaves"], content["crc32"]
+        if _record_crc(record) != crc:
+            raise _Damaged("its record does not match the checksum")
+        return record
+
+    def _read_arrays(self, step: int, record: Record) -> dict[str, np.ndarray]:
+        with _reading("its data"):
+            stored = self._reader.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore())).state
+            # Orbax does not store arrays without elements.
+            empty = {name: np.zeros(e["shape"], e["dtype"]) for name, e in record.items() if 0 in e["shape"]}
+            arrays = stored | empty
+            broken = [name for name, entry in record.items() if _entry(arrays[name]) != entry]
+        if broken:
+            raise _Damaged(f"the bytes of leaf {broken[0]} do not match their checksum")
+        return arrays
+
+    def _cure(self, step: int, damage: _Damaged) -> str:
+        damaged = f"{self._path(step)} is damaged: {damage}"
+        for older in reversed([earlier for earlier in self._steps() if earlier < step]):
+            with contextlib.suppress(_Damaged):
+                self._read_arrays(older, self._read_record(older))
+                return f"{damaged}. Delete it or move it away to go on from step {older}, the newest that is intact"
+        return f"{damaged}. No older one is intact: move {self._directory} away to start anew"
+
+
+@contextlib.contextmanager
+def _reading(part: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, PermissionError):
+        raise  # says nothing about the files
+    except Exception as error:  # broken files raise whatever the parser at that byte happens to raise
+        raise _Damaged(f"{part} cannot be read ({_summary(error)})") from error
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+
+
+def _without_orbax_chatter(message: logging.LogRecord) -> bool:
+    # Orbax logs the traceback of one failure in every thread that it passes; here it is raised, once.
+    wanted = message.levelno >= logging.WARNING and not message.exc_info
+    return wanted or not message.pathname.startswith(os.path.dirname(ocp.__file__))
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise CheckpointError("two leaves of the state have the same name; keep '/' out of the keys of its dicts")
+    for name, leaf in named.items():
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_)):
+            raise CheckpointError(f"leaf {name} is {leaf!r:.80}; give an array of numbers or booleans, or leave it out")
+    return named
+
+
+def _form(leaf: Any) -> Entry:
+    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+
+
+def _entry(array: np.ndarray) -> Entry:
+    return _form(array) | {"crc32": zlib.crc32(array.reshape(-1).view(np.uint8).data)}
+
+
+def _record_crc(record: Record) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _require_same_forms(record: Record, targets: dict[str, Any], path: Path) -> None:
+    saved = {name: f"{entry['dtype']}{entry['shape']}" for name, entry in record.items()}
+    wanted = {name: "{dtype}{shape}".format(**_form(leaf)) for name, leaf in targets.items()}
+    lines = [
+        f"  {name}: {saved.get(name, 'nothing')} saved, {wanted.get(name, 'nothing')} expected"
+        for name in saved | wanted
+        if saved.get(name) != wanted.get(name)
+    ]
+    if len(lines) > _MAX_LISTED:
+        lines[_MAX_LISTED:] = [f"  and {len(lines) - _MAX_LISTED} more"]
+    if lines:
+        cure = "Use the configuration it was saved with, or another directory"
+        raise CheckpointError("\n".join([f"{path} holds the state of another configuration:", *lines, cure]))
+
+
+def _place(array: np.ndarray, target: Any) -> jax.Array | np.ndarray:
+    if not isinstance(target, jax.Array | jax.ShapeDtypeStruct):
+        return array
+    placed = jax.device_put(array, target.sharding)
+    return placed if placed.dtype == array.dtype else array

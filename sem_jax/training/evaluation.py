@@ -1,0 +1,51 @@
+"""Loss of a model on the validation split."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sem_jax.config import Config
+from sem_jax.data import Batch, Dataset
+from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.training.health import bits_per_byte
+from sem_jax.training.step import make_eval_step
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found."""
+
+    values: dict[str, float]  # by the names of metrics.jsonl
+    propagators: PropagatorStats  # each [L], the worst of all batches
+
+
+class Evaluator:
+    """Evaluates on the validation split: the same batches every time, compiled once.
+
+    Args:
+      graphdef: structure of the model.
+      config: its configuration; `training.eval_batches` batches are used, or fewer if the split holds fewer.
+      dataset: holds the split.
+    """
+
+    def __init__(self, graphdef: Any, config: Config, dataset: Dataset):
+        self._step = make_eval_step(graphdef, config)
+        self._batches: list[Batch] = list(dataset.validation.evaluation_batches(config.training.eval_batches))
+        self._bytes_per_token = dataset.bytes_per_token
+
+    def __call__(self, params: Any, buffers: Any) -> Evaluation:
+        """Means over all target tokens: nats a token and bits a byte are those of the normalised distribution."""
+        metrics = jax.device_get([self._step(params, buffers, batch) for batch in self._batches])
+        loss, nll, weight = np.sum([np.array(m.sums, np.float64) for m in metrics], axis=0)
+        worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])
+        values = {
+            "loss": loss / weight,
+            "nll": nll / weight,
+            "bits_per_byte": bits_per_byte(nll / weight, self._bytes_per_token),
+            "cg_residual": float(np.max(worst.residual)),
+            "cg_iterations": int(np.max(worst.iterations)),
+            "norm_drift": float(np.max(worst.norm_drift)),
+        }
+        return Evaluation(values, worst)

@@ -1,0 +1,272 @@
+"""What a run tells: metrics.jsonl for programs, a progress line for people, and the clock behind both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import jax
+from tqdm import tqdm
+
+PyTree = Any
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsError(ValueError):
+    """A metrics file that is missing or damaged; the message gives the line and the cure."""
+
+
+class MetricsWriter:
+    """Appends to `<workdir>/metrics.jsonl` one JSON object a line, handed to the system at once; a context manager.
+
+    JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
+        """Opens the file, creates the directory, and drops what an interrupted run wrote after its last checkpoint.
+
+        Args:
+          workdir: directory of the run.
+          start_step: step of the checkpoint that training goes on from; lines of later steps are dropped, for they
+            will be written again. 0 starts a run and drops every line.
+
+        Raises:
+          MetricsError: a line other than the last is damaged.
+        """
+        path = Path(workdir) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _rewrite(path, [line for line, values in _parse(path) if start_step > 0 and values["step"] <= start_step])
+        self._file = path.open("a", encoding="ascii")
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, split: Literal["train", "validation"], step: int, **values: float) -> None:
+        """Appends one line.
+
+        Args:
+          split: what the values were measured on.
+          step: training steps taken so far.
+          **values: by name; numbers, or arrays of one number.
+        """
+        numbers = {name: _strict(value) for name, value in values.items()}
+        line = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metrics file, oldest first, as dicts with "split", "step" and the values; null becomes NaN.
+
+    A torn last line, of a run that is writing it or was killed at it, is left out.
+
+    Raises:
+      MetricsError: the file is missing, or a line other than the last is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MetricsError(f"{path} does not exist; give the {FILE_NAME} of a run that has started")
+    return [{name: math.nan if v is None else v for name, v in values.items()} for _, values in _parse(path)]
+
+
+def _strict(value: Any) -> float | None:
+    number = value.item() if hasattr(value, "item") else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    lines = path.read_bytes().splitlines()
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            int(values["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise MetricsError(f"{path}, line {number} is damaged ({error}); delete that line") from error
+        parsed.append((line, values))
+    return parsed
+
+
+def _rewrite(path: Path, lines: list[bytes]) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(line + b"\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Progress:
+    """How the training goes, for people: one bar on a terminal, one line an update in a log; a context manager."""
+
+    def __init__(self, total_steps: int, start_step: int = 0, stream: TextIO | None = None):
+        """Starts the display.
+
+        Args:
+          total_steps: steps of the whole run.
+          start_step: steps taken by earlier processes of the run.
+          stream: where it is shown; None is standard output.
+        """
+        self._total = total_steps
+        self._stream = stream or sys.stdout
+        self._first: tuple[int, float] | None = None  # step and seconds of the first update, after compilation
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                file=self._stream,
+                miniters=1,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar:10}| {desc}",
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        bits_per_byte: float,
+        lr: float,
+        lr_scale: float,
+        grad_norm: float,
+        tokens_per_s: float,
+        skipped: int,
+    ) -> None:
+        """Shows the numbers of one step.
+
+        Args:
+          step: training steps taken so far.
+          loss: in nats a token.
+          bits_per_byte: of the same loss.
+          lr: learning rate.
+          lr_scale: factor of the guard on the learning rate; shown below 1 only.
+          grad_norm: global norm of the gradient.
+          tokens_per_s: NaN while it is unknown.
+          skipped: steps that the guard has refused so far.
+        """
+        scale = f" x{lr_scale:.3g}" if lr_scale < 1 else ""
+        speed = tqdm.format_sizeof(tokens_per_s) if math.isfinite(tokens_per_s) else "--"
+        line = (
+            f"step {step:>{len(str(self._total))}}/{self._total}  loss {loss:.4f}  bpb {bits_per_byte:.3f}  "
+            f"lr {lr:.2e}{scale}  |g| {grad_norm:.3g}  {speed} tok/s  eta {self._eta(step)}  skipped {skipped}"
+        )
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own, above the bar."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _eta(self, step: int) -> str:
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, start = self._first
+        if step == first_step:
+            return "--"
+        return tqdm.format_interval((self._total - step) * (now - start) / (step - first_step))
+
+
+class LateMetrics:
+    """Fetches the metrics of a step only after the next one is on its way, so that the device never waits for the host.
+
+    Flush before a checkpoint: a run that goes on from it never computes these metrics again.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[int, PyTree] | None = None
+
+    def push(self, step: int, metrics: PyTree) -> tuple[int, PyTree] | None:
+        """Takes the metrics of a step that has just been dispatched; returns the previous step and its metrics.
+
+        Args:
+          step: of the metrics.
+          metrics: pytree of device arrays, not to be donated.
+
+        Returns:
+          What was pushed before, as numpy arrays; None the first time, and after `flush`.
+        """
+        previous = self.flush()
+        self._pending = (step, metrics)
+        return previous
+
+    def flush(self) -> tuple[int, PyTree] | None:
+        """Waits for the last step pushed and returns it with its metrics; None if it has been returned already."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else (pending[0], jax.device_get(pending[1]))
+
+
+class Throughput:
+    """Tokens a second over the last steps; the first step, which compiles, and what is paused do not count."""
+
+    def __init__(self, window: int = 20):
+        """Starts without a measurement.
+
+        Args:
+          window: number of steps to average over.
+        """
+        self._marks: deque[tuple[float, int]] = deque(
+            maxlen=window + 1
+        )  # (seconds of training, tokens) after each step
+        self._tokens = 0
+        self._paused = 0.0
+
+    def step(self, tokens: int) -> None:
+        """Counts a training step of so many tokens that has just ended."""
+        self._tokens += tokens
+        self._marks.append((time.perf_counter() - self._paused, self._tokens))
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time spent inside, as of an evaluation or a checkpoint."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    def tokens_per_second(self) -> float:
+        """The mean over the window; NaN before the second step."""
+        if len(self._marks) < 2:
+            return math.nan
+        (start, before), (end, after) = self._marks[0], self._marks[-1]
+        return (after - before) / (end - start)

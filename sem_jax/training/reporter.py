@@ -1,0 +1,126 @@
+"""What a run tells while it goes: progress line, metrics.jsonl, warnings, samples, and the end of a hopeless run."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sem_jax.config import Config
+from sem_jax.data import Dataset
+from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.training.evaluation import Evaluation
+from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_reason
+from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput
+from sem_jax.training.step import StepMetrics
+from sem_jax.training.workdir import checkpoint_folder
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many bad steps in a row; the message names step, cause and the last good checkpoint."""
+
+
+class Reporter:
+    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits."""
+
+    def __init__(self, config: Config, dataset: Dataset, workdir: str | Path, start_step: int):
+        self._config = config
+        self._bytes_per_token = dataset.bytes_per_token
+        self._checkpoints = checkpoint_folder(workdir)
+        self._writer = MetricsWriter(workdir, start_step)
+        self._progress = Progress(config.training.max_steps, start_step)
+        self._late = LateMetrics()
+        self._throughput = Throughput()
+        self._tokens_per_step = config.training.global_batch * config.data.seq_length
+        self._recent: list[StepMetrics] = []
+        self.validation: dict[str, float] = {}
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._read(self._late.flush())
+        finally:
+            self._progress.close()
+            self._writer.close()
+
+    def step(self, step: int, metrics: StepMetrics) -> None:
+        """Takes the metrics of a step just dispatched and reports those of the one before."""
+        self._read(self._late.push(step, metrics))
+        self._throughput.step(self._tokens_per_step)
+
+    def paused(self) -> contextlib.AbstractContextManager:
+        """A context whose time does not count as training, after the last step has been reported."""
+        self._read(self._late.flush())
+        return self._throughput.pause()
+
+    def _read(self, late: tuple[int, StepMetrics] | None) -> None:
+        if late is None:
+            return
+        step, metrics = late
+        self._recent.append(metrics)
+        self._report_skip(step, metrics)
+        if step % self._config.training.log_every == 0 or step == self._config.training.max_steps:
+            self._report_training(step, metrics)
+        if step % self._config.training.health_every == 0:
+            self._warn(step, metrics.propagators)
+
+    def _report_skip(self, step: int, metrics: StepMetrics) -> None:
+        if metrics.consecutive:
+            self._progress.note(
+                f"step {step}: skipped, {describe_reason(int(metrics.reason))} not finite; "
+                f"parameters unchanged, LR scale was {float(metrics.lr_scale):g}"
+            )
+        if metrics.consecutive >= self._config.optimizer.guard_max_consecutive:
+            raise TrainingDiverged(
+                f"step {step}: {int(metrics.consecutive)} bad steps in a row "
+                f"({describe_reason(int(metrics.reason))} not finite); the last good checkpoints are in "
+                f"{self._checkpoints}. Start again from there with a lower config.optimizer.learning_rate, or with "
+                "config.optimizer.temperature = 0"
+            )
+
+    def _report_training(self, step: int, metrics: StepMetrics) -> None:
+        loss, nll = (float(np.mean([getattr(m, name) for m in self._recent])) for name in ("loss", "nll"))
+        self._recent.clear()
+        values: dict[str, Any] = {
+            "lr": float(metrics.lr),
+            "lr_scale": float(metrics.lr_scale),
+            "grad_norm": float(metrics.grad_norm),
+            "tokens_per_s": self._throughput.tokens_per_second(),
+            "skipped": int(metrics.skipped),
+        }
+        bpb = bits_per_byte(nll, self._bytes_per_token)
+        stats = metrics.propagators
+        self._writer.write(
+            "train",
+            step,
+            loss=loss,
+            nll=nll,
+            bits_per_byte=bpb,
+            **values,
+            cg_residual=float(np.max(stats.residual)),
+            norm_drift=float(np.max(stats.norm_drift)),
+        )
+        self._progress.update(step, loss=loss, bits_per_byte=bpb, **values)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Reports an evaluation."""
+        values = self.validation = evaluation.values
+        self._writer.write("validation", step, **values)
+        self._progress.note(
+            f"step {step}: validation {values['nll']:.4f} nats/token, {values['bits_per_byte']:.4f} bits/byte, "
+            f"residual {values['cg_residual']:.1e}, norm drift {values['norm_drift']:.1e}"
+        )
+        self._warn(step, evaluation.propagators)
+
+    def _warn(self, step: int, stats: PropagatorStats) -> None:
+        for warning in convergence_warnings(stats, self._config.model.propagator):
+            self._progress.note(f"warning, step {step}: {warning}")
+
+    def sample(self, text: str) -> None:
+        """Shows a sample."""
+        self._progress.note("\n".join(f"  | {line}" for line in text.splitlines()))

@@ -1,0 +1,56 @@
+"""The state of a run: one pytree, all that a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sem_jax.config import Config
+from sem_jax.modules.model import ModelParts, init_model
+from sem_jax.optim import make_optimizer
+
+Params = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """Everything that the next step depends on besides the configuration and the data.
+
+    The data position is `step` itself, and random numbers are derived from (seed, step), so nothing else is saved.
+    """
+
+    step: Array  # scalar int32, steps taken, bad ones included
+    params: Params
+    buffers: Params  # graphs, and the population potential where there is one
+    opt_state: optax.OptState  # `FiniteGuardState`
+    ema: Params | None  # moving average of the parameters, None where the configuration keeps none
+
+
+def init_state(config: Config) -> tuple[ModelParts, TrainState]:
+    """A fresh model and the state before the first step."""
+    parts = init_model(config.model, config.training.seed)
+    optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
+    ema = jax.tree.map(jnp.copy, parts.params) if config.training.ema_decay else None
+    opt_state = jax.jit(optimizer.init)(parts.params)
+    return parts, TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema)
+
+
+def abstract_state(config: Config) -> tuple[TrainState, Any]:
+    """The state's shapes and dtypes, and the model's structure (graphdef); no array is computed."""
+    graphdef = None
+
+    def create() -> TrainState:
+        nonlocal graphdef
+        parts, state = init_state(config)
+        graphdef = parts.graphdef
+        return state
+
+    return jax.eval_shape(create), graphdef
+
+
+def evaluated_params(state: TrainState) -> Params:
+    """The parameters that evaluation, samples and `sem_jax.load` use: the average where one is kept."""
+    return state.params if state.ema is None else state.ema

@@ -1,0 +1,143 @@
+"""One training step and one evaluation step, each one compiled function of (state, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sem_jax.config import Config
+from sem_jax.core.sinkhorn import population_update
+from sem_jax.data import Batch
+from sem_jax.losses import LossSums, batch_loss
+from sem_jax.modules.model import ForwardStats, ModelParts
+from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.optim import global_norm, make_optimizer, make_schedule
+from sem_jax.training.state import Params, TrainState
+
+
+class StepMetrics(NamedTuple):
+    """What a training step reports; scalars unless said otherwise."""
+
+    loss: Array  # mean over targets of what is minimised
+    nll: Array  # nats a target token
+    lr: Array  # after the guard's scale
+    lr_scale: Array
+    grad_norm: Array  # before clipping
+    skipped: Array  # bad steps so far
+    consecutive: Array  # bad steps in a row up to this one
+    reason: Array  # `sem_jax.optim.Reason` of the last bad step
+    propagators: PropagatorStats  # each [L], the worst of the batch
+
+
+class EvalMetrics(NamedTuple):
+    """What one evaluation batch reports."""
+
+    sums: LossSums
+    propagators: PropagatorStats  # each [L]
+
+
+def _loss_of(graphdef: Any, config: Config, params: Params, buffers: Params, batch: Batch):
+    model = ModelParts(graphdef, params, buffers).merge()
+    tokens, resets, weights = map(jnp.asarray, batch)
+    sums, stats, _ = batch_loss(
+        model, tokens[:, :-1], tokens[:, 1:], resets[:, :-1], weights, config.optimizer.unitary_lambda
+    )
+    return sums, stats
+
+
+def make_train_step(graphdef: Any, config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The compiled step (state, batch) -> (state, metrics); the state's buffers are donated.
+
+    A batch of [global_batch, ...] is worked through in micro-batches; their gradients add up to that of the whole.
+    """
+    optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
+    schedule = make_schedule(config.optimizer, config.training.max_steps)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        grads, sums, stats = _accumulate(graphdef, config, state, batch)
+        loss = sums.loss / sums.weight
+        guard = state.opt_state
+        updates, opt_state = optimizer.update(grads, guard, state.params, loss=loss, step=state.step)
+        params = optax.apply_updates(state.params, updates)
+        good = opt_state.consecutive == 0
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            buffers=_update_buffers(config, state.buffers, stats, good),
+            opt_state=opt_state,
+            ema=_update_ema(config, state.ema, params, good),
+        )
+        metrics = StepMetrics(
+            loss=loss,
+            nll=sums.nll / sums.weight,
+            lr=schedule(state.step) * guard.lr_scale,
+            lr_scale=guard.lr_scale,
+            grad_norm=global_norm(grads),
+            skipped=opt_state.skipped,
+            consecutive=opt_state.consecutive,
+            reason=opt_state.reason,
+            propagators=stats.propagators,
+        )
+        return new_state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _accumulate(
+    graphdef: Any, config: Config, state: TrainState, batch: Batch
+) -> tuple[Params, LossSums, ForwardStats]:
+    """Gradient of the mean loss over the whole batch, sums of the loss, and statistics of the worst micro-batch."""
+    total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
+
+    def micro_loss(params: Params, micro: Batch):
+        sums, stats = _loss_of(graphdef, config, params, state.buffers, micro)
+        return sums.loss / total_weight, (sums, stats)
+
+    gradient = jax.grad(micro_loss, has_aux=True)
+    num_micro = config.training.global_batch // config.training.micro_batch
+    if num_micro == 1:
+        grads, (sums, stats) = gradient(state.params, batch)
+        return grads, sums._replace(weight=total_weight), stats
+
+    def add(carry, micro: Batch):
+        grads, (sums, stats) = gradient(state.params, micro)
+        return jax.tree.map(jnp.add, carry, (grads, sums)), stats
+
+    micro_batches = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
+    zero = jnp.zeros(())
+    start = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero))
+    (grads, sums), stats = jax.lax.scan(add, start, micro_batches)
+    worst = jax.tree.map(lambda x: jnp.max(x, axis=0), stats.propagators)
+    stats = ForwardStats(worst, jnp.mean(stats.column_share, axis=0))
+    return grads, sums._replace(weight=total_weight), stats
+
+
+def _update_buffers(config: Config, buffers: Params, stats: ForwardStats, good: Array) -> Params:
+    encoder = config.model.encoder
+    if encoder.transport != "population":
+        return buffers
+    potential = buffers["encoder"]["potential"]
+    moved = population_update(potential, stats.column_share, encoder.population_rate)
+    return buffers | {"encoder": buffers["encoder"] | {"potential": jnp.where(good, moved, potential)}}
+
+
+def _update_ema(config: Config, ema: Params | None, params: Params, good: Array) -> Params | None:
+    if ema is None:
+        return None
+    rate = jnp.where(good, 1 - config.training.ema_decay, 0.0)
+    return jax.tree.map(lambda average, new: average + rate.astype(average.real.dtype) * (new - average), ema, params)
+
+
+def make_eval_step(graphdef: Any, config: Config) -> Callable[[Params, Params, Batch], EvalMetrics]:
+    """The compiled function (params, buffers, batch) -> metrics."""
+
+    def step(params: Params, buffers: Params, batch: Batch) -> EvalMetrics:
+        sums, stats = _loss_of(graphdef, config, params, buffers, batch)
+        return EvalMetrics(sums, stats.propagators)
+
+    return jax.jit(step)

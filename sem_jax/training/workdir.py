@@ -1,0 +1,102 @@
+"""The folder of a run: what was run (config.json), its vocabulary (tokenizer.json), checkpoints and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from sem_jax.config import Config, ConfigError, build
+from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
+from sem_jax.data.files import write_atomically
+
+# A change of these would make the run another one; everything else may change between two starts.
+_FIXED_GROUPS = ("model", "data")
+_FIXED_FIELDS = ("training.seed", "training.global_batch")
+_FREE_FIELDS = ("data.cache_dir", "data.path", "data.tokenizer_path")  # the data's fingerprint guards the content
+
+
+def checkpoint_folder(workdir: str | Path) -> Path:
+    """Where the checkpoints lie."""
+    return Path(workdir) / "checkpoints"
+
+
+def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> list[str]:
+    """Writes configuration and tokenizer at the first start; checks at the next that they are the same run's.
+
+    Returns:
+      The fields that differ from the last start, as "name: old -> new".
+
+    Raises:
+      ConfigError: the workdir holds a run with another model, seed or batch.
+      DataError: it holds a run on other data.
+    """
+    folder = Path(workdir)
+    changes: list[str] = []
+    if (folder / "config.json").exists():
+        record = _read_record(folder)
+        changes = _changes(dataclasses.asdict(build(record["config"])), dataclasses.asdict(config))
+        fixed = [change for change in changes if _is_fixed(change.split(":")[0])]
+        if fixed:
+            raise ConfigError(
+                f"{folder} holds a run with another configuration ({'; '.join(fixed)}); give another --workdir, or "
+                "start with the configuration of this one to resume it"
+            )
+        if record["data_fingerprint"] != dataset.fingerprint:
+            raise DataError(
+                f"{folder} holds a run on other data: text, split or tokenizer have changed since; give another "
+                "--workdir, or restore the data to resume it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset.tokenizer.save(folder / "tokenizer.json")
+    record = {"config": dataclasses.asdict(config), "data_fingerprint": dataset.fingerprint}
+    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    return changes
+
+
+def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
+    """Configuration and tokenizer of a run.
+
+    Raises:
+      ConfigError: the folder is not a workdir, or its configuration is damaged.
+      DataError: its tokenizer is missing or damaged, or of another size than the model's vocabulary.
+    """
+    folder = Path(workdir)
+    config = build(_read_record(folder)["config"])
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise DataError(
+            f"{folder}/tokenizer.json has {tokenizer.vocab_size} ids, the model {config.model.vocab_size}; put the "
+            "tokenizer back that the run was trained with"
+        )
+    return config, tokenizer
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["config"], dict) or not isinstance(record["data_fingerprint"], str):
+            raise KeyError("config")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist, so {folder} is not the workdir of a run; make one with python -m sem_jax.train"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); restore it, or start again in another workdir") from None
+    return record
+
+
+def _is_fixed(field: str) -> bool:
+    return field not in _FREE_FIELDS and (field.split(".")[0] in _FIXED_GROUPS or field in _FIXED_FIELDS)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for name, value in new.items():
+        if isinstance(value, dict):
+            changes += _changes(old[name], value, f"{prefix}{name}.")
+        elif old[name] != value:
+            changes.append(f"{prefix}{name}: {old[name]!r} -> {value!r}")
+    return changes

@@ -1,0 +1,25 @@
+"""Shared fixtures: double precision on request, and one reproducible hypothesis profile."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+# `x64` is entered once for all examples of a test, which is what it is for; hypothesis cannot know that.
+settings.register_profile(
+    "sem_jax",
+    deadline=None,
+    max_examples=15,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("sem_jax")
+
+
+@pytest.fixture
+def x64():
+    """Double precision: what is left of a difference is the mathematics, not rounding."""
+    with jax.enable_x64(True):
+        yield

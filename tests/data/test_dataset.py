@@ -1,0 +1,223 @@
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from corpora import make_texts, text_config, write_texts
+
+from sem_jax.config import DataConfig
+from sem_jax.data import DataError, open_dataset, train_tokenizer
+from sem_jax.data.cache import cache_folder, open_streams
+from sem_jax.data.sources import open_source
+from sem_jax.data.splits import split_documents
+from sem_jax.data.tokenizers import ByteTokenizer, CharTokenizer
+
+TEXTS = make_texts(60)
+
+
+def cached_files(config, part="tokens"):
+    files = (cache_folder(config) / part).rglob("*")
+    return sorted(path for path in files if path.is_file() and path.suffix != ".lock")
+
+
+def stamps(config):
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in cached_files(config)}
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_the_stream_is_boundary_text_eos_for_each_document_of_the_split(tmp_path, kind):
+    config = text_config(tmp_path, TEXTS, tokenizer=kind, bpe_vocab_size=300)
+    source = open_source(config)
+    dataset = open_dataset(config, 0, 4)
+    tokenizer = dataset.tokenizer
+    for split, stream in open_streams(source, config, tokenizer).items():
+        texts = [text for side, text in split_documents(source, config) if side == split]
+        expected = [[tokenizer.boundary_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        assert stream.tokens.tolist() == list(itertools.chain(*expected))
+        assert stream.tokens.dtype == np.uint16
+        assert stream.num_documents == len(texts)
+        assert stream.num_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_sizes_and_bytes_per_token(tmp_path):
+    dataset = open_dataset(text_config(tmp_path, TEXTS, tokenizer="bpe", bpe_vocab_size=300), 0, 4)
+    batches = list(dataset.validation.evaluation_batches(10**6))
+    weight = sum(batch.weights.sum() for batch in batches)
+    text = sum((dataset.tokenizer.token_bytes[batch.tokens[:, 1:]] * batch.weights).sum() for batch in batches)
+    assert text == dataset.validation_bytes
+    assert dataset.bytes_per_token == pytest.approx(text / weight, rel=1e-6)
+    assert dataset.train_bytes + dataset.validation_bytes == sum(len(text.encode()) for text in TEXTS)
+
+
+def test_char_tail_windows_is_nanogpts_data(tmp_path):
+    text = "".join(TEXTS)
+    changes = {"tokenizer": "char", "split": "tail", "packing": "windows", "validation_fraction": 0.1}
+    dataset = open_dataset(text_config(tmp_path, [text], **changes), 0, 4)
+    cut = int(len(text) * 0.9)
+    assert (dataset.train_tokens, dataset.validation_tokens) == (cut, len(text) - cut)
+    for batches, part in ((dataset.train, text[:cut]), (dataset.validation, text[cut:])):
+        rows = batches.batch(3).tokens
+        assert all(dataset.tokenizer.decode(row) in part for row in rows)
+
+
+def test_a_model_can_be_resumed_from_a_dataset_opened_anew(tmp_path):
+    config = text_config(tmp_path, TEXTS)
+    whole = [open_dataset(config, 5, 4).train.batch(step).tokens for step in range(10)]
+    resumed = open_dataset(config, 5, 4)
+    assert all(np.array_equal(resumed.train.batch(step).tokens, whole[step]) for step in range(5, 10))
+
+
+class TestCache:
+    def test_is_reused(self, tmp_path, monkeypatch):
+        config = text_config(tmp_path, TEXTS, tokenizer="bpe", bpe_vocab_size=300)
+        first, before = open_dataset(config, 0, 4), stamps(config)
+        monkeypatch.setattr("sem_jax.data.dataset.train_tokenizer", None)  # would raise if it were called
+        second = open_dataset(config, 1, 2)
+        assert stamps(config) == before
+        assert second.fingerprint == first.fingerprint
+        assert len(before) == 3
+
+    def test_can_be_used_from_a_folder_that_cannot_be_written_to(self, tmp_path, monkeypatch):
+        config = text_config(tmp_path, TEXTS, tokenizer="char")
+        open_dataset(config, 0, 4)
+        for module in ("cache", "dataset"):
+            monkeypatch.setattr(f"sem_jax.data.{module}.locked", None)
+        open_dataset(config, 0, 4)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"validation_fraction": 0.4},
+            {"split": "tail"},
+            {"tokenizer": "char"},
+            {"max_documents": 50},
+        ],
+    )
+    def test_another_configuration_has_another_cache(self, tmp_path, change):
+        first = open_dataset(text_config(tmp_path, TEXTS), 0, 4)
+        second = open_dataset(text_config(tmp_path, TEXTS, **change), 0, 4)
+        assert first.fingerprint != second.fingerprint
+
+    def test_an_edited_text_is_read_anew(self, tmp_path):
+        config = text_config(tmp_path, TEXTS)
+        first = open_dataset(config, 0, 4)
+        write_texts(tmp_path / "corpus", ["X" + text[1:] for text in TEXTS])
+        second = open_dataset(config, 0, 4)
+        tokens = np.concatenate([second.train.batch(step).tokens.ravel() for step in range(20)])
+        assert first.fingerprint != second.fingerprint
+        assert ord("X") in tokens
+
+    @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "metadata", "metadata value"])
+    def test_damage_is_reported_and_mended(self, tmp_path, caplog, damage):
+        config = text_config(tmp_path, TEXTS)
+        before = open_dataset(config, 0, 4)
+        expected = before.train.batch(0).tokens
+        metadata, train, _ = cached_files(config)
+        content = bytearray(train.read_bytes())
+        if damage == "flip":
+            content[100] ^= 1
+            train.write_bytes(content)
+        elif damage == "cut":
+            train.write_bytes(content[:-2])
+        elif damage == "remove":
+            train.unlink()
+        elif damage == "metadata":
+            metadata.write_text(metadata.read_text()[:40])
+        else:
+            metadata.write_text(json.dumps({"train": 3}))
+        after = open_dataset(config, 0, 4)
+        assert np.array_equal(after.train.batch(0).tokens, expected)
+        assert caplog.text.count(f"the token cache {train.parent} is damaged") == 1
+
+    def test_a_damaged_tokenizer_is_trained_again(self, tmp_path, caplog):
+        config = text_config(tmp_path, TEXTS, tokenizer="bpe", bpe_vocab_size=300)
+        before = open_dataset(config, 0, 4).tokenizer.fingerprint
+        (path,) = cached_files(config, "tokenizers")
+        path.write_text(path.read_text()[:50])
+        assert open_dataset(config, 0, 4).tokenizer.fingerprint == before
+        assert caplog.text.count("it will be trained again") == 1
+
+    def test_nothing_is_left_of_a_build_that_failed_or_was_killed(self, tmp_path):
+        config = text_config(tmp_path, TEXTS)
+        with pytest.raises(DataError, match="is not among the 1 characters"):
+            open_streams(open_source(config), config, CharTokenizer("a"))
+        assert cached_files(config) == []
+
+        fingerprint = open_dataset(config, 0, 4).fingerprint
+        folder = cache_folder(config) / "tokens" / fingerprint
+        killed = folder.with_suffix(".partial")
+        folder.rename(killed)
+        open_dataset(config, 0, 4)
+        assert folder.is_dir()
+        assert not killed.exists()
+
+    def test_processes_that_start_together_share_one_build(self, tmp_path):
+        config = text_config(tmp_path, make_texts(2000), tokenizer="bpe", bpe_vocab_size=300)
+        script = (
+            "import logging; logging.basicConfig(level='INFO');"
+            "from sem_jax.config import DataConfig; from sem_jax.data import open_dataset;"
+            f"print(open_dataset({config!r}, 0, 4).train.batch(3).tokens.sum())"
+        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen([sys.executable, "-c", script], **pipes) for _ in range(3)]
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], outputs
+        assert len({out for out, _ in outputs}) == 1
+        assert sum(err.count("tokenising") for _, err in outputs) == 1
+        assert len(cached_files(config)) == 3
+
+    def test_a_large_vocabulary_takes_four_bytes(self, tmp_path, monkeypatch):
+        config = text_config(tmp_path, TEXTS)
+        monkeypatch.setattr(ByteTokenizer, "vocab_size", 2**16 + 1)
+        streams = open_streams(open_source(config), config, ByteTokenizer())
+        assert streams["train"].tokens.dtype == np.uint32
+        assert streams["train"].tokens.max() == 260
+
+    def test_ids_outside_the_vocabulary_are_never_served(self, tmp_path, monkeypatch):
+        config = text_config(tmp_path, TEXTS)
+        monkeypatch.setattr(ByteTokenizer, "vocab_size", 260)
+        with pytest.raises(DataError, match="holds id 260, the vocabulary has 260"):
+            open_dataset(config, 0, 4)
+
+    def test_the_folder_follows_configuration_then_environment(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SEM_JAX_CACHE", str(tmp_path / "environment"))
+        assert cache_folder(DataConfig()) == tmp_path / "environment"
+        assert cache_folder(DataConfig(cache_dir=str(tmp_path))) == tmp_path
+        monkeypatch.delenv("SEM_JAX_CACHE")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert cache_folder(DataConfig()) == tmp_path / ".cache" / "sem_jax"
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(DataError, match=r"cannot write to the cache folder .*file/tokens.*SEM_JAX_CACHE"):
+            open_dataset(text_config(tmp_path, TEXTS, cache_dir=str(tmp_path / "file")), 0, 4)
+
+
+class TestTokenizerPath:
+    def test_the_file_is_used(self, tmp_path):
+        tokenizer = train_tokenizer("bpe", TEXTS[:5], 280)
+        tokenizer.save(tmp_path / "t.json")
+        config = text_config(tmp_path, TEXTS, tokenizer="bpe", tokenizer_path=str(tmp_path / "t.json"))
+        assert open_dataset(config, 0, 4).tokenizer.fingerprint == tokenizer.fingerprint
+        assert cached_files(config, "tokenizers") == []
+
+    def test_another_kind_than_configured_is_an_error(self, tmp_path):
+        train_tokenizer("bpe", TEXTS[:5], 280).save(tmp_path / "t.json")
+        with pytest.raises(DataError, match=r"t.json is a bpe tokenizer, .*; set config.data.tokenizer = bpe"):
+            open_dataset(text_config(tmp_path, TEXTS, tokenizer_path=str(tmp_path / "t.json")), 0, 4)
+
+    def test_trained_tokenizers_see_only_the_training_split(self, tmp_path):
+        config = text_config(tmp_path, ["abab" * 50 + "Ж"], split="tail", tokenizer="char")
+        with pytest.raises(DataError, match="'Ж'"):
+            open_dataset(config, 0, 4)
+
+
+def test_the_standard_library_is_ready_to_train_on(tmp_path):
+    dataset = open_dataset(DataConfig(cache_dir=str(tmp_path)), 0, 16)
+    assert dataset.train_bytes > 5e6
+    assert 0.02 < dataset.validation_bytes / dataset.train_bytes < 0.1
+    batch = dataset.train.batch(0)
+    assert "self" in dataset.tokenizer.decode(np.concatenate([dataset.train.batch(i).tokens.ravel() for i in range(9)]))
+    assert batch.tokens.max() < dataset.tokenizer.vocab_size

@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pytest
+from corpora import make_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sem_jax.data import DataError, load_tokenizer, train_tokenizer
+from sem_jax.data.tokenizers import SPECIAL_TOKENS, bpe
+
+TEXTS = [*make_texts(40), "def f(x):\n\treturn x  # 1234\n", "x <eos> y <pad><doc_boundary>"]
+BYTE = train_tokenizer("byte", [], 0)
+CHAR = train_tokenizer("char", TEXTS, 0)
+BPE = train_tokenizer("bpe", TEXTS, 350)
+ALL = [pytest.param(tokenizer, id=tokenizer.kind) for tokenizer in (BYTE, CHAR, BPE)]
+OPEN = [pytest.param(tokenizer, id=tokenizer.kind) for tokenizer in (BYTE, BPE)]  # know every character
+
+any_text = st.text() | st.text(alphabet="a \n\t\r\0é日𝕊<eos>|_", max_size=60)
+literal = st.lists(st.sampled_from([*SPECIAL_TOKENS, "a", " ", "<", "eos>"])).map("".join)
+
+
+@pytest.mark.parametrize("tokenizer", OPEN)
+@settings(deadline=None)
+@given(text=any_text | literal)
+def test_any_text_survives_without_becoming_a_special_token(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+    specials = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.boundary_id}
+    assert not specials & set(ids.tolist())
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=sorted(set("".join(TEXTS)))))
+def test_char_survives_over_its_own_characters(text):
+    ids = CHAR.encode(text)
+    assert CHAR.decode(ids) == text
+    assert len(ids) == len(text)
+    assert CHAR.token_bytes[ids].sum() == len(text.encode())
+
+
+def test_byte_ids_are_the_bytes_and_specials_follow():
+    assert BYTE.encode("Aé").tolist() == [65, 0xC3, 0xA9]
+    assert (BYTE.pad_id, BYTE.eos_id, BYTE.bos_id, BYTE.unk_id, BYTE.boundary_id) == (256, 257, 258, 259, 260)
+    assert BYTE.vocab_size == 261
+
+
+def test_char_vocabulary_is_sorted_by_code_point_and_has_no_specials():
+    tokenizer = train_tokenizer("char", ["hello", " 日é"], 0)
+    assert tokenizer.decode(range(tokenizer.vocab_size)) == " ehloé日"
+    assert tokenizer.token_bytes.tolist() == [1, 1, 1, 1, 1, 2, 3]
+    assert tokenizer.boundary_id is tokenizer.eos_id is tokenizer.pad_id is None
+
+
+def test_bpe_specials_come_first_and_merges_shorten_the_text():
+    assert (BPE.pad_id, BPE.eos_id, BPE.bos_id, BPE.unk_id, BPE.boundary_id) == (0, 1, 2, 3, 4)
+    assert BPE.token_bytes[:5].tolist() == [0] * 5
+    assert len(BPE.encode(TEXTS[0])) < 0.6 * len(BYTE.encode(TEXTS[0]))
+
+
+def test_bpe_training_is_deterministic_and_bounded(caplog):
+    assert train_tokenizer("bpe", iter(TEXTS), 350).fingerprint == BPE.fingerprint
+    assert BPE.vocab_size == 350
+    short = train_tokenizer("bpe", ["aaaa"], 600)
+    assert 261 < short.vocab_size < 270
+    assert f"gave a BPE vocabulary of {short.vocab_size}, fewer than 600" in caplog.text
+
+
+def test_bpe_encodes_a_long_text_in_pieces(monkeypatch):
+    text = "\n".join(TEXTS) + "x" * 200
+    monkeypatch.setattr(bpe, "_PIECE", 50)
+    pieces = list(bpe._pieces(text))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) == 50
+    assert sum(piece.endswith("\n") for piece in pieces) > 10
+    assert BPE.decode(BPE.encode(text)) == text
+    assert [ids.tolist() for ids in BPE.encode_batch([text, "", "ab"])] == [
+        BPE.encode(part).tolist() for part in (text, "", "ab")
+    ]
+
+
+@pytest.mark.parametrize("tokenizer", OPEN)
+def test_decoding_passes_over_specials_and_mends_cut_characters(tokenizer):
+    ids = [tokenizer.boundary_id, *tokenizer.encode("é"), tokenizer.eos_id]
+    assert tokenizer.decode(ids) == "é"
+    assert tokenizer.decode(tokenizer.encode("é\U0001d54a")[:-1]) == "é\ufffd"
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("tokenizer", ALL)
+def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+    path = tmp_path / "deep" / "tokenizer.json"
+    tokenizer.save(path)
+    loaded = load_tokenizer(path)
+    text = TEXTS[-1]
+    assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert (loaded.kind, loaded.vocab_size, loaded.eos_id) == (tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_id)
+    assert [entry.name for entry in path.parent.iterdir()] == ["tokenizer.json"]
+
+
+def test_fingerprints_tell_vocabularies_apart():
+    others = [train_tokenizer("char", [text], 0) for text in ("ab", "ac")] + [train_tokenizer("bpe", TEXTS, 351)]
+    assert len({tokenizer.fingerprint for tokenizer in (BYTE, CHAR, BPE, *others)}) == 6
+
+
+def test_the_byte_table_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        BPE.token_bytes[0] = 1
+
+
+@pytest.mark.parametrize("tokenizer", ALL)
+@pytest.mark.parametrize("bad", [-1, 10_000])
+def test_ids_outside_the_vocabulary_are_named(tokenizer, bad):
+    with pytest.raises(DataError, match=rf"token id {bad} is outside the vocabulary of {tokenizer.vocab_size}"):
+        tokenizer.decode([5, bad])
+
+
+@pytest.mark.parametrize("tokenizer", OPEN)
+def test_half_a_surrogate_pair_is_named(tokenizer):
+    with pytest.raises(DataError, match=r"half of a surrogate pair .* at character 2"):
+        tokenizer.encode("ab\ud800")
+
+
+def test_an_unseen_character_is_named_with_its_place():
+    with pytest.raises(DataError, match=r"'Ж' \(U\+0416\) at position 5, in 'wave Жx', .*tokenizer = byte or bpe"):
+        CHAR.encode("wave Жx")
+
+
+def test_too_small_a_bpe_vocabulary_is_an_error():
+    with pytest.raises(DataError, match=r"bpe_vocab_size = 260 must be at least 261"):
+        train_tokenizer("bpe", TEXTS, 260)
+
+
+def _swap(vocabulary, a, b):
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+
+def _edited(change) -> str:
+    content = json.loads(BPE.to_json())
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("\udcff", "is damaged"),
+        ("[1]", "it is not a tokenizer"),
+        ('{"kind": "char", "characters": "ba"}', "ascending"),
+        ('{"kind": "char", "characters": ""}', "at least one"),
+        ('{"model": {}}', "not a tokenizer of the HuggingFace library"),
+        (_edited(lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "without a prefix space"),
+        (_edited(lambda c: c.update(normalizer={"type": "Lowercase"})), "without normalizer"),
+        (_edited(lambda c: c["added_tokens"].pop()), "no added token but the special ones"),
+        (_edited(lambda c: c["model"]["vocab"].update({"qqq": 700})), "without a gap"),
+        (_edited(lambda c: _swap(c["model"]["vocab"], "<eos>", "!")), "must start with <pad>"),
+    ],
+)
+def test_files_that_break_a_promise_are_named(tmp_path, content, message):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=message) as caught:
+        load_tokenizer(path)
+    assert "tokenizer.json" in str(caught.value)
+    assert "python -m sem_jax.tokenizer" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read the tokenizer .*absent.json"):
+        load_tokenizer(tmp_path / "absent.json")

@@ -1,0 +1,219 @@
+"""Values and gradients recorded from the PyTorch original, recomputed in double precision under reference semantics.
+
+The recording is float32, so its rounding is what separates the two sides. All differences are relative to the largest
+entry of the recorded array. Where the tolerances come from, with u = 6e-8 the unit roundoff of float32:
+
+- The encoder exponentiates k = −C/ε, |k| up to 610, whose rounding 610·u = 4e-5 is the relative error of single
+  entries of the plan; averaged over the columns and diluted by the bias it leaves 3e-6 of ψ. Everything downstream
+  inherits that: VALUE. Logits are logarithms of amplitudes, the small ones of which are relatively less exact: LOGITS.
+- A gradient doubles the length of the chain: GRADIENT.
+- Parameters behind the plan get their gradient through exp(k) and the soft threshold T − τ, whose gaps are a few per
+  cent of T and magnify its error: CODEBOOK. The cost's other parameters receive Σ_m g_m·(p − c_m), where p's share
+  cancels, since a shift of a row of C changes no plan. They carry the rounding of a sum as large as the codebook's
+  gradient, so they are compared on its scale: CANCELLED.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import golden_models as golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sem_jax.config import MixerConfig
+from sem_jax.core.complex_ops import abs_sq, rms_norm
+from sem_jax.losses import reference_loss
+from sem_jax.modules.mixer import MixerState, SelectiveSSM
+from sem_jax.modules.model import ModelParts, document_positions, init_model
+
+VALUE, LOGITS, GRADIENT, CODEBOOK, CANCELLED = 5e-6, 2e-5, 3e-5, 5e-4, 2e-4
+
+pytestmark = [
+    pytest.mark.skipif(not golden.GOLDENS.is_dir(), reason=f"no recorded models in {golden.GOLDENS}"),
+    pytest.mark.usefixtures("x64"),
+]
+
+MODELS = ["model_tiny", "model_wide"]
+
+
+def error(actual, recorded, scale=None) -> float:
+    return float(np.max(np.abs(np.asarray(actual) - recorded)) / (np.max(np.abs(recorded)) if scale is None else scale))
+
+
+def beyond(errors: dict[str, float], tolerance: float) -> dict[str, float]:
+    return {name: e for name, e in errors.items() if not e <= tolerance}
+
+
+def by_path(tree) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+class Recorded:
+    """One recorded model, ready to be run."""
+
+    def __init__(self, name: str):
+        self.arrays = golden.load(name)
+        self.config = golden.model_config(self.arrays)
+        self.outputs = golden.group(self.arrays, "out")
+        self.tokens = jnp.asarray(self.arrays["in/token_ids"])
+        freqs = self.arrays.get("in/token_freqs")
+        self.token_freqs = None if freqs is None else jnp.asarray(freqs)
+        state, layers = golden.group(self.arrays, "param"), self.config.num_layers
+        self.parts = ModelParts(
+            init_model(self.config, seed=0).graphdef,
+            jax.tree.map(jnp.asarray, golden.params_tree(state, layers)),
+            jax.tree.map(jnp.asarray, golden.buffers_tree(state, layers)),
+        )
+        self.gradient = golden.params_tree(golden.group(self.arrays, "grad"), layers)
+
+
+@functools.cache
+def recorded_model(name: str) -> Recorded:
+    return Recorded(name)
+
+
+def layer(stacked, index: int):
+    graphdef, variables = nnx.split(stacked)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], variables))
+
+
+def intermediate_values(parts: ModelParts, tokens, token_freqs, num_layers: int) -> dict[str, jax.Array]:
+    """Everything that was recorded on the way, one module after the other."""
+    model = parts.merge()
+    state = model.initial_state(tokens.shape[0])
+    position = document_positions(state.position, tokens.shape[1], None)
+    x, _, _ = model.encoder(tokens, position, state.encoder, token_freqs)
+    values = {"encoder": x}
+    first = layer(model.mixers, 0)
+    values["mamba0.norm"] = rms_norm(x, first.norm_gamma[...])
+    values["mamba0.spinor_gate"] = first.spinor_gate(values["mamba0.norm"])
+    for i in range(num_layers):
+        past = MixerState(state.mixers.taps[i], state.mixers.ssm[i])
+        x, _ = layer(model.mixers, i)(x, past, position)
+        values[f"mamba{i}"] = x
+    for i in range(num_layers):
+        propagator = layer(model.propagators, i)
+        values[f"hamiltonian{i}.dense"] = propagator.hamiltonian().matrix
+        x, _ = propagator(x)
+        values[f"propagator{i}"] = x
+    values["final_norm"] = rms_norm(x, model.final_gamma[...])
+    values["logits"], values["amp_sq"] = model.readout.reference_logits(values["final_norm"])
+    return values
+
+
+def mean_loss(params, recorded: Recorded) -> jax.Array:
+    """The recorded loss: the mean over all positions that have a successor."""
+    model = recorded.parts._replace(params=params).merge()
+    psi, _, _ = model(recorded.tokens, token_freqs=recorded.token_freqs)
+    loss, _ = reference_loss(model, psi[:, :-1], recorded.tokens[:, 1:], golden.unitary_lambda(recorded.arrays))
+    return jnp.mean(loss)
+
+
+@functools.cache
+def loss_and_gradient(name: str):
+    recorded = recorded_model(name)
+    return jax.jit(lambda params: jax.value_and_grad(mean_loss)(params, recorded))(recorded.parts.params)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_intermediate_value_is_the_recorded_one(name):
+    recorded = recorded_model(name)
+    run = jax.jit(intermediate_values, static_argnums=3)
+    values = run(recorded.parts, recorded.tokens, recorded.token_freqs, recorded.config.num_layers)
+    errors = {key: error(value, recorded.outputs[key]) for key, value in values.items()}
+    assert not beyond({key: e for key, e in errors.items() if key != "logits"}, VALUE)
+    assert errors["logits"] < LOGITS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_whole_model_is_its_modules_in_a_row(name):
+    recorded = recorded_model(name)
+    psi, _, _ = jax.jit(lambda parts: parts.merge()(recorded.tokens, token_freqs=recorded.token_freqs))(recorded.parts)
+    assert error(psi, recorded.outputs["final_norm"]) < VALUE
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_is_the_recorded_one(name):
+    assert error(loss_and_gradient(name)[0], recorded_model(name).outputs["loss"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_gradient_is_the_recorded_one(name):
+    recorded = recorded_model(name)
+    actual, expected = by_path(loss_and_gradient(name)[1]), by_path(recorded.gradient)
+    assert actual.keys() == expected.keys()
+    # jax.grad is ∂/∂Re − i ∂/∂Im; the recorded pair is put together with +i.
+    errors = {key: error(actual[key].conj(), g) for key, g in expected.items() if np.any(g)}
+    behind_the_plan = {key: e for key, e in errors.items() if key.startswith("['encoder']") and "bias" not in key}
+    cost = ["['encoder']['embedding']", "['encoder']['input_proj']['weight']", "['encoder']['input_proj']['bias']"]
+    codebook = "['encoder']['codebook']"
+    scale = np.max(np.abs(expected[codebook]))
+    assert not beyond({key: e for key, e in errors.items() if key not in {*behind_the_plan, *cost}}, GRADIENT)
+    assert not beyond({key: e for key, e in behind_the_plan.items() if key not in cost}, CODEBOOK)
+    assert not beyond({key: error(actual[key], expected[key], scale) for key in cost}, CANCELLED)
+    # The loss sees amplitudes only: a bias on the logits had no gradient in the original.
+    assert [key for key, g in expected.items() if not np.any(g)] == ["['readout']['bias']"]
+    assert not np.any(actual["['readout']['bias']"])
+
+
+def test_padding_layers_with_self_loops_changes_neither_values_nor_gradients():
+    recorded = recorded_model("model_tiny")
+    params, buffers = recorded.parts.params, recorded.parts.buffers
+    padded_params = {**params, "propagators": dict(params["propagators"])}
+    padded_params["propagators"]["edge_weights"] = jnp.pad(params["propagators"]["edge_weights"], ((0, 0), (0, 5)))
+    padded_buffers = {
+        "propagators": {
+            "edges": jnp.pad(buffers["propagators"]["edges"], ((0, 0), (0, 0), (0, 5))),
+            "scale_of_edge": jnp.pad(buffers["propagators"]["scale_of_edge"], ((0, 0), (0, 5))),
+        }
+    }
+    padded = copy.copy(recorded)
+    padded.parts = recorded.parts._replace(params=padded_params, buffers=padded_buffers)
+    value, gradient = jax.jit(lambda p: jax.value_and_grad(mean_loss)(p, padded))(padded_params)
+    expected_value, expected = loss_and_gradient("model_tiny")
+    assert error(value, expected_value) < 1e-13
+    weights, expected_weights = (np.asarray(g["propagators"]["edge_weights"]) for g in (gradient, expected))
+    assert not np.any(weights[:, -5:])
+    assert error(weights[:, :-5], expected_weights) < 1e-11
+
+
+@functools.cache
+def clamped_state_space():
+    """(y, gradients of Σ|y|² in the parameters and x) of the recorded state space."""
+    recorded = golden.load("ssm_clamp")
+    groups, states = recorded["param/log_A_mag"].shape
+    batch, length, _, width = recorded["in/x"].shape
+    config = MixerConfig(num_groups=groups, state_dim=states, clamp_interval=256)
+    graphdef = nnx.split(SelectiveSSM(groups * width, config, nnx.Rngs(0)))[0]
+    params = jax.tree.map(jnp.asarray, golden.ssm_tree(golden.group(recorded, "param")))
+    x = jnp.asarray(recorded["in/x"])
+
+    def loss(params, x):
+        h0 = jnp.zeros((batch, groups, states), x.dtype)
+        position = jnp.arange(length)[None]
+        y, _ = nnx.merge(graphdef, params)(x.reshape(batch, length, -1), h0, position)
+        y = y.reshape(x.shape)
+        return jnp.sum(abs_sq(y)), y
+
+    gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    return y, gradients, recorded
+
+
+# Sums of 520 terms in float32, errors of random sign: sqrt(520)·u = 1.4e-6, times two for the gradient's second pass.
+def test_the_clamped_state_space_has_the_recorded_values():
+    y, _, recorded = clamped_state_space()
+    assert error(y, recorded["out/y"]) < 5e-6
+
+
+def test_the_clamped_state_space_has_the_recorded_gradients():
+    _, (params_gradient, x_gradient), recorded = clamped_state_space()
+    expected = by_path(golden.ssm_tree(golden.group(recorded, "grad")))
+    actual = by_path(params_gradient)
+    assert actual.keys() == expected.keys()
+    assert not beyond({key: error(actual[key].conj(), g) for key, g in expected.items()}, 1e-5)
+    assert error(x_gradient.conj(), recorded["grad/x"]) < 1e-5

@@ -1,0 +1,159 @@
+import itertools
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from sem_jax.config import OptimizerConfig
+from sem_jax.optim import langevin_adamw, langevin_noise
+
+T, FLOOR, CAP, SEED, RATE = 1e-3, 1e-4, 1e9, 7, 1e-2
+SURPRISE = 1e-6  # probability that a correct sampler fails one check; seeds are fixed, so none does by chance
+
+
+def sample(v, dtype=jnp.float32, rate=RATE, step=0, name="w", shape=(20_000,), **settings):
+    """Noise of one leaf whose second moment is v everywhere."""
+    noise = langevin_noise(**{"temperature": T, "noise_floor": FLOOR, "noise_cap": CAP, "seed": SEED} | settings)
+    updates = {name: jnp.zeros(shape, dtype)}
+    moments = {name: jnp.full(shape, v, jnp.float32)}
+    updates, _ = noise.update(updates, noise.init(updates), second_moment=moments, learning_rate=rate, step=step)
+    return np.asarray(updates[name])
+
+
+def assert_normal(samples, variance):
+    """Chi-square interval for the variance, Kolmogorov-Smirnov for the shape."""
+    low, high = stats.chi2.ppf([SURPRISE / 2, 1 - SURPRISE / 2], samples.size) / samples.size
+    assert low < np.mean(np.float64(samples) ** 2) / variance < high
+    assert stats.kstest(samples.ravel() / np.sqrt(variance), "norm").pvalue > SURPRISE
+
+
+def assert_uncorrelated(a, b):
+    correlation = np.mean(a * b) / np.sqrt(np.mean(a**2) * np.mean(b**2))
+    assert abs(correlation) < stats.norm.isf(SURPRISE / 2) / np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("v", [1e-6, 4.0])
+def test_every_real_component_has_the_formulas_variance(v):
+    variance = 2 * T * RATE / np.sqrt(v)
+    assert_normal(sample(v), variance)
+    z = sample(v, jnp.complex64)
+    assert_normal(z.real, variance)
+    assert_normal(z.imag, variance)
+    assert_uncorrelated(z.real, z.imag)
+
+
+def test_the_floor_bounds_the_preconditioner():
+    assert_normal(sample(1e-20), 2 * T * RATE / FLOOR)
+    np.testing.assert_array_equal(sample(1e-20), sample(1e-10))
+
+
+def test_the_cap_is_relative_to_the_learning_rate():
+    assert_normal(sample(1e-6, noise_cap=0.5), (0.5 * RATE) ** 2)
+    assert_normal(sample(1e-6, jnp.complex64, noise_cap=0.5).imag, (0.5 * RATE) ** 2)
+
+
+def test_entries_that_have_seen_no_gradient_stay_put():
+    config = OptimizerConfig(temperature=1.0, weight_decay=0.0, clip_norm=0.0)
+    optimizer = langevin_adamw(config, optax.constant_schedule(1e-2), SEED)
+    embedding = jax.random.normal(jax.random.key(0), (5, 4), jnp.complex64)
+    seen = jnp.array([True, False, True, False, False])
+    state, start = optimizer.init(embedding), embedding
+    for step in range(3):
+        grads = jnp.where(seen[:, None], embedding, 0)
+        updates, state = jax.jit(optimizer.update)(grads, state, embedding, step=step)
+        embedding = optax.apply_updates(embedding, updates)
+    np.testing.assert_array_equal(embedding[~seen], start[~seen])
+    assert (embedding[seen] != start[seen]).all()
+
+
+def test_noise_is_a_function_of_seed_step_and_leaf():
+    np.testing.assert_array_equal(sample(1.0, step=5), sample(1.0, step=jnp.int32(5)))
+    draws = [sample(1.0), sample(1.0, step=1), sample(1.0, name="u"), sample(1.0, seed=SEED + 1)]
+    for a, b in itertools.combinations(draws, 2):
+        assert_uncorrelated(a, b)
+
+
+def test_other_leaves_do_not_change_a_leafs_noise():
+    noise = langevin_noise(T, FLOOR, CAP, SEED)
+    tree = {"a": jnp.ones(3), "z": {"w": jnp.ones(4, jnp.complex64)}}
+    args = {"learning_rate": RATE, "step": 3}
+    both, _ = noise.update(tree, optax.EmptyState(), second_moment=jax.tree.map(jnp.real, tree), **args)
+    part = {"z": tree["z"]}
+    alone, _ = noise.update(part, optax.EmptyState(), second_moment=jax.tree.map(jnp.real, part), **args)
+    chex.assert_trees_all_equal(both["z"], alone["z"])
+
+
+def test_another_process_draws_the_same_noise():
+    # Python salts its hash of strings in every process; the keys must not depend on it.
+    program = "from test_langevin import sample; print(sample(1.0, shape=(4,)).tobytes().hex())"
+    environment = os.environ | {"PYTHONHASHSEED": "123", "JAX_PLATFORMS": jax.default_backend()}
+    folder = os.path.dirname(__file__)
+    there = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    )
+    assert there.stdout.strip() == sample(1.0, shape=(4,)).tobytes().hex()
+
+
+def test_temperature_zero_is_the_identity():
+    noise = langevin_noise(0.0, FLOOR, CAP, SEED)
+    updates = {"z": jnp.array([1 + 2j, jnp.nan]), "x": jnp.zeros(2)}
+    out, _ = noise.update(updates, noise.init(updates), second_moment=updates, learning_rate=RATE, step=0)
+    assert out is updates
+
+
+@pytest.mark.parametrize("settings", [(-1e-5, FLOOR, CAP), (T, 0.0, CAP), (T, FLOOR, 0.0)])
+def test_impossible_settings_raise(settings):
+    with pytest.raises(ValueError, match=f"temperature = {settings[0]}"):
+        langevin_noise(*settings, SEED)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.1])
+def test_stationary_variance_on_a_quadratic_is_temperature_over_stiffness(rate):
+    noise = langevin_noise(T, FLOOR, CAP, SEED)
+    stiffness = {"x": jnp.repeat(jnp.array([0.5, 2.0]), 5000), "z": jnp.ones(5000)}
+    moments = {"x": jnp.full(10_000, 4.0), "z": jnp.full(5000, 0.25)}
+    theta = {"x": jnp.zeros(10_000), "z": jnp.zeros(5000, jnp.complex64)}
+
+    def step(theta, t):
+        drift = jax.tree.map(lambda p, k, v: -rate * k * p / jnp.sqrt(v), theta, stiffness, moments)
+        updates, _ = noise.update(drift, optax.EmptyState(), second_moment=moments, learning_rate=rate, step=t)
+        return optax.apply_updates(theta, updates), None
+
+    theta = jax.device_get(jax.lax.scan(step, theta, jnp.arange(400))[0])
+    for samples, k, v in (
+        (theta["x"][:5000], 0.5, 4.0),
+        (theta["x"][5000:], 2.0, 4.0),
+        (theta["z"].real, 1.0, 0.25),
+        (theta["z"].imag, 1.0, 0.25),
+    ):
+        # The factor is exact for a step of finite length: the chain is x' = (1 − ηGk) x + noise.
+        assert_normal(samples, T / k / (1 - rate * k / np.sqrt(v) / 2))
+
+
+def test_the_whole_optimizer_holds_the_temperature():
+    config = OptimizerConfig(temperature=1e-2, b1=0.5, weight_decay=0.0, clip_norm=0.0, noise_cap=1e3)
+    optimizer = langevin_adamw(config, optax.constant_schedule(1e-3), SEED)
+    theta = {"x": jnp.zeros(200), "z": jnp.zeros(100, jnp.complex64)}
+    stiffness = {"x": 2.0, "z": 0.5}
+    loss = jax.grad(lambda p: sum(k / 2 * jnp.sum(jnp.abs(p[name]) ** 2) for name, k in stiffness.items()))
+    start = jax.tree.map(lambda p: p + 0.05, theta)
+
+    def step(carry, t):
+        theta, state = carry
+        updates, state = optimizer.update(loss(theta), state, theta, step=t)
+        theta = optax.apply_updates(theta, updates)
+        return (theta, state), {name: jnp.mean(jnp.abs(p) ** 2) for name, p in theta.items()}
+
+    carry = (start, optimizer.init(start))
+    squares = jax.jit(lambda: jax.lax.scan(step, carry, jnp.arange(8000)))()[1]
+    # About 4000 steps / 150 steps of memory × 200 components are 5000 independent samples: a variance good to 2 %, and
+    # two per cent more for the momentum's delay and for v̂, which follows the position.
+    for name, components in (("x", 1), ("z", 2)):
+        assert np.mean(squares[name][4000:]) == pytest.approx(components * 1e-2 / stiffness[name], rel=0.1)

@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sem_jax.config import OptimizerConfig
+from sem_jax.optim import decay_all, make_optimizer, matrices_only
+
+
+@pytest.fixture
+def params():
+    """Three stacked layers in both groups, single leaves elsewhere."""
+    return {
+        "encoder": {"embedding": jnp.ones((7, 4)), "bias": jnp.ones(4)},
+        "mixers": {
+            "norm": {"gamma": jnp.ones((3, 4))},
+            "rho": jnp.ones(3),
+            "out_proj": jnp.ones((3, 4, 4), jnp.complex64),
+            "spinor": jnp.ones((3, 2, 2, 2), jnp.complex64),
+        },
+        "propagators": {"alpha": jnp.ones((3, 4))},
+        "readout": {"weight": jnp.ones((7, 4), jnp.complex64), "mixers": jnp.ones((3, 4)), "beta": jnp.ones(7)},
+    }
+
+
+MATRICES = {
+    "encoder": {"embedding": True, "bias": False},
+    "mixers": {"norm": {"gamma": False}, "rho": False, "out_proj": True, "spinor": True},
+    "propagators": {"alpha": False},
+    "readout": {"weight": True, "mixers": True, "beta": False},
+}
+
+
+def test_the_layer_axis_makes_no_matrix(params):
+    assert matrices_only(params) == MATRICES
+
+
+def test_a_tree_without_keys_has_no_layer_axis():
+    assert matrices_only(jnp.ones((2, 2))) is True
+    assert matrices_only(jnp.ones(2)) is False
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_exactly_the_marked_leaves_shrink(params, everything):
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay_steps=0, weight_decay=0.1, decay_all=everything)
+    optimizer = make_optimizer(config, max_steps=10, seed=0)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params, loss=0.0, step=0)
+    shrunk = optax.apply_updates(params, updates)
+    decays = decay_all(params) if everything else MATRICES
+    expected = jax.tree.map(lambda p, d: np.full_like(p, 0.95 if d else 1.0), params, decays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), shrunk, expected)
