@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
     @functools.wraps(main)
     def run(argv: list[str]) -> Any:
         enable_compilation_cache()
+        logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator that is absent
         try:
             return main(argv)
         except EXPECTED as error:
@@ -37,6 +39,6 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, beside the token cache; JAX_COMPILATION_CACHE_DIR chooses another place."""
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("SEM_JAX_CACHE") or Path.home() / ".cache" / "sem_jax")
         jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))

@@ -14,7 +14,9 @@ from sem_jax.report import write_report
 from sem_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/quickstart.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: metrics, checkpoints, configuration.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: metrics, checkpoints, configuration.", required=True
+)
 
 
 @reporting_errors

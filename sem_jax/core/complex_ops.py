@@ -22,9 +22,12 @@ def expi(phase: Array) -> Array:
     return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
 
 
-def stack_parts(z: Array) -> Array:
-    """[Re z; Im z] along the last axis: [..., D] complex to [..., 2D] real."""
-    return jnp.concatenate([z.real, z.imag], axis=-1)
+def one_minus_exp_neg(x: Array) -> Array:
+    """1 − exp(−x) = tanh(x/2)·(1 + exp(−x)), accurate to rounding at small x >= 0.
+
+    `jnp.expm1` is as accurate, but XLA:CPU calls a scalar library routine for it and vectorises tanh and exp.
+    """
+    return jnp.tanh(x / 2) * (1 + jnp.exp(-x))
 
 
 def complex_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:

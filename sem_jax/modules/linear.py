@@ -23,6 +23,12 @@ class Linear(nnx.Module):
         """[..., I] to [..., O]."""
         return real_matmul(x, self.weight[...]) + self.bias[...]
 
+    def of_parts(self, z: Array) -> Array:
+        """W·[Re z; Im z] + b of a complex z [..., I/2], without forming the stacked array: [..., O] real."""
+        weight = self.weight[...]
+        half = weight.shape[1] // 2
+        return real_matmul(z.real, weight[:, :half]) + real_matmul(z.imag, weight[:, half:]) + self.bias[...]
+
 
 def complex_weight(rngs: nnx.Rngs, out_features: int, in_features: int) -> nnx.Param:
     """Complex matrix [O, I] that keeps the mean power of its input: E|w|² = 1/I."""

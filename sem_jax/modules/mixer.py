@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import MixerConfig, ModelConfig
-from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, expi, rms_norm, stack_parts
+from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, expi, one_minus_exp_neg, rms_norm
 from sem_jax.core.scan import clamped_recurrence, linear_recurrence
 from sem_jax.modules.linear import Linear, complex_weight
 
@@ -32,7 +32,7 @@ class SpinorGate(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[B, S, D] complex to the same."""
-        gate = jax.nn.sigmoid(1.7015 * self.gate_proj(stack_parts(x)))
+        gate = jax.nn.sigmoid(1.7015 * self.gate_proj.of_parts(x))
         blocks = self.rotation[...]
         # Blocks are too small for the split product of `complex_matmul` to pay.
         rotated = jnp.einsum("...ni,noi->...no", x.reshape(*x.shape[:-1], *blocks.shape[:2]), blocks).reshape(x.shape)
@@ -96,7 +96,7 @@ class SelectiveSSM(nnx.Module):
         groups = x.reshape(*x.shape[:2], config.num_groups, -1)
         # Clipping the exponent instead of its exponential gives the same values and keeps an overflow out of the
         # gradient, where it would become 0·inf.
-        exponent = jnp.clip(self.dt_proj(stack_parts(groups)), jnp.log(1e-4), jnp.log(2.0))
+        exponent = jnp.clip(self.dt_proj.of_parts(groups), jnp.log(1e-4), jnp.log(2.0))
         time_major = jnp.swapaxes(jnp.exp(exponent), 0, 1)[..., None]
         dt, omega = time_major[..., 0, :], time_major[..., 1, :]
         log_decay = -dt * jax.nn.softplus(self.decay[...])
@@ -131,7 +131,7 @@ class Mixer(nnx.Module):
         """x [B, S, D] complex and the state before it to (the same shape, the state after it)."""
         z = self.spinor_gate(rms_norm(x, self.norm_gamma[...]))
         z, taps = self.conv(z, state.taps, position)
-        z = z * -jnp.expm1(-abs_sq(z) * jnp.exp(self.activation_threshold[...]))
+        z = z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...]))
         z, ssm = self.ssm(z, state.ssm, position)
         z = complex_matmul(z, self.out_proj[...])
         return x + self.residual_scale[...] * (z * self.output_scale[...]), MixerState(taps, ssm)

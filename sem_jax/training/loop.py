@@ -50,6 +50,7 @@ def train(config: Config, workdir: str | Path, echo: Callable[[str], None] = pri
     train_step = make_train_step(parts.graphdef, config)
     evaluate = Evaluator(parts.graphdef, config, dataset)
     sampler = LanguageModel(config, dataset.tokenizer, parts)
+    sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first evaluation
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints))
         start = 0
@@ -77,7 +78,7 @@ def train(config: Config, workdir: str | Path, echo: Callable[[str], None] = pri
                     checkpointer.save(step, state)
             if last:
                 break
-    return TrainResult(step, step == training.max_steps, report.validation)
+    return TrainResult(step, step >= training.max_steps, report.validation)
 
 
 def _describe(config: Config, dataset: Dataset, num_parameters: int) -> str:

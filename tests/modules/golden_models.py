@@ -66,14 +66,15 @@ def unitary_lambda(recorded: dict[str, np.ndarray]) -> float:
     return json.loads(str(recorded["config"]))["unitary_lambda"]
 
 
-def params_tree(state: dict[str, np.ndarray], num_layers: int) -> dict:
+def params_tree(state: dict[str, np.ndarray], num_layers: int, extra_edges: int = 0) -> dict:
     """The parameter tree of `split_model` from recorded names; also of gradients, where a missing name means zero.
 
-    Complex leaves hold recorded real part + i·imaginary part.
+    Complex leaves hold recorded real part + i·imaginary part. Layers with fewer edges than the largest are padded, and
+    all of them by `extra_edges` more.
     """
     mixers = [_mixer(_below(state, f"mamba_layers.{layer}.")) for layer in range(num_layers)]
     propagators = [_propagator(_below(state, f"propagator.layers.{layer}.")) for layer in range(num_layers)]
-    num_edges = max(p["edge_weights"].size for p in propagators)
+    num_edges = max(p["edge_weights"].size for p in propagators) + extra_edges
     for p in propagators:
         p["edge_weights"] = np.pad(p["edge_weights"], (0, num_edges - p["edge_weights"].size))
     vocab = state["sampler.proj_real.weight"].shape[0]
@@ -94,8 +95,8 @@ def params_tree(state: dict[str, np.ndarray], num_layers: int) -> dict:
     }
 
 
-def buffers_tree(state: dict[str, np.ndarray], num_layers: int) -> dict:
-    """The buffers: the edge lists of all layers, padded to equal length with self-loops."""
+def buffers_tree(state: dict[str, np.ndarray], num_layers: int, extra_edges: int = 0) -> dict:
+    """The buffers: the edge lists of all layers, padded with self-loops as the weights in `params_tree` are."""
     edges, scales = [], []
     for layer in range(num_layers):
         lists = [
@@ -104,7 +105,7 @@ def buffers_tree(state: dict[str, np.ndarray], num_layers: int) -> dict:
         ]
         edges.append(np.concatenate(lists, axis=1))
         scales.append(np.repeat(np.arange(NUM_SCALES, dtype=np.int32), [e.shape[1] for e in lists]))
-    longest = max(e.shape[1] for e in edges)
+    longest = max(e.shape[1] for e in edges) + extra_edges
     return {
         "propagators": {
             "edges": np.stack([np.pad(e, ((0, 0), (0, longest - e.shape[1]))) for e in edges]),

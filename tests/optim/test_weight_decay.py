@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from sem_jax.config import OptimizerConfig
-from sem_jax.optim import decay_all, make_optimizer, matrices_only
+from sem_jax.optim import decay_all, langevin_adamw, matrices_only
 
 
 @pytest.fixture
@@ -17,6 +17,8 @@ def params():
             "norm": {"gamma": jnp.ones((3, 4))},
             "rho": jnp.ones(3),
             "out_proj": jnp.ones((3, 4, 4), jnp.complex64),
+            "conv": {"kernel": jnp.ones((3, 4, 2, 2)), "bias": jnp.ones((3, 4, 2))},
+            "ssm": {"decay": jnp.ones((3, 2, 5)), "phase": jnp.ones((3, 2, 5)), "in_proj": jnp.ones((3, 5, 2))},
             "spinor": jnp.ones((3, 2, 2, 2), jnp.complex64),
         },
         "propagators": {"alpha": jnp.ones((3, 4))},
@@ -26,13 +28,20 @@ def params():
 
 MATRICES = {
     "encoder": {"embedding": True, "bias": False},
-    "mixers": {"norm": {"gamma": False}, "rho": False, "out_proj": True, "spinor": True},
+    "mixers": {
+        "norm": {"gamma": False},
+        "rho": False,
+        "out_proj": True,
+        "conv": {"kernel": True, "bias": False},
+        "ssm": {"decay": False, "phase": False, "in_proj": True},
+        "spinor": True,
+    },
     "propagators": {"alpha": False},
     "readout": {"weight": True, "mixers": True, "beta": False},
 }
 
 
-def test_the_layer_axis_makes_no_matrix(params):
+def test_neither_the_layer_axis_nor_a_table_of_scalars_makes_a_matrix(params):
     assert matrices_only(params) == MATRICES
 
 
@@ -43,10 +52,10 @@ def test_a_tree_without_keys_has_no_layer_axis():
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_exactly_the_marked_leaves_shrink(params, everything):
-    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay_steps=0, weight_decay=0.1, decay_all=everything)
-    optimizer = make_optimizer(config, max_steps=10, seed=0)
+    config = OptimizerConfig(weight_decay=0.1, decay_all=everything)
+    optimizer = langevin_adamw(config, optax.constant_schedule(0.5), seed=0)
     grads = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params, loss=0.0, step=0)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params, step=0)
     shrunk = optax.apply_updates(params, updates)
     decays = decay_all(params) if everything else MATRICES
     expected = jax.tree.map(lambda p, d: np.full_like(p, 0.95 if d else 1.0), params, decays)

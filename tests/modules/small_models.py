@@ -1,0 +1,69 @@
+"""Small models with random parameters: no parameter at the special value it starts from, every feature active."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sem_jax.config import EncoderConfig, MixerConfig, ModelConfig, PropagatorConfig
+from sem_jax.modules.model import SEM, ModelParts, split_model, stack_layers
+from sem_jax.modules.propagator import Propagator
+
+CAUSAL_TRANSPORTS = ("none", "row_softmax", "population", "causal_sinkhorn")
+
+
+def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfig:
+    """A model small enough to compile in seconds; the token gets in through the plan alone, where there is one."""
+    config = ModelConfig(
+        vocab_size=12,
+        hidden_dim=8,
+        num_layers=2,
+        encoder=EncoderConfig(
+            transport=transport,
+            embedding_skip=transport == "none",
+            sdr_candidates=6,
+            sdr_sparsity=4,
+            cost_dim=4,
+            sinkhorn_epsilon=4.0,  # plans far from one-hot: every column takes part
+            sinkhorn_max_iter=3,
+            sinkhorn_prior=2.0,
+        ),
+        mixer=MixerConfig(block_size=4, num_groups=2, state_dim=3),
+        propagator=PropagatorConfig(solver=solver, laplacian_sparsity=2, cayley_dt=0.5),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def abstract_parts(config: ModelConfig) -> ModelParts:
+    """Structure, shapes and dtypes of a model, without any computation."""
+    graphdefs = []
+
+    def create(key: jax.Array):
+        parts = split_model(SEM(config, nnx.Rngs(params=key)))
+        graphdefs.append(parts.graphdef)
+        return parts.params, parts.buffers
+
+    params, buffers = jax.eval_shape(create, jax.random.key(0))
+    return ModelParts(graphdefs[0], params, buffers)
+
+
+def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
+    """A model with normally distributed parameters and potential, and the graphs of a fresh one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf) -> np.ndarray:
+        x = rng.normal(size=leaf.shape)
+        return ((x + 1j * rng.normal(size=leaf.shape)) / 2 if np.iscomplexobj(leaf) else 0.7 * x).astype(leaf.dtype)
+
+    graphdef, params, buffers = abstract_parts(config)
+    params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), params)
+    fresh = stack_layers([Propagator(config, seed=layer) for layer in range(config.num_layers)])
+    propagators = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])
+    buffers = {**buffers, "propagators": propagators}
+    if "encoder" in buffers:
+        buffers["encoder"] = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), buffers["encoder"])
+    return ModelParts(graphdef, params, buffers)

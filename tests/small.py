@@ -1,0 +1,108 @@
+"""A configuration that compiles in seconds, text to train it on, and the comparisons that several tests make."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sem_jax import language_model
+from sem_jax.config import Config, build, override
+from sem_jax.training import evaluation, loop, state, step
+
+SENTENCES = (
+    "the wave turns and the phase turns with it. ",
+    "a unitary step keeps the norm of the wave. ",
+    "the graph couples the channels of the wave. ",
+)
+TEXT = "".join(SENTENCES[i % 3] for i in range(120))
+
+_FIELDS: dict[str, Any] = {
+    "model": {
+        "hidden_dim": 16,
+        "num_layers": 1,
+        "max_seq_length": 256,
+        "encoder": {"sdr_candidates": 8, "sdr_sparsity": 4, "cost_dim": 8},
+        "mixer": {"block_size": 4, "num_groups": 2, "state_dim": 4},
+        "propagator": {"laplacian_sparsity": 3},
+    },
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "decay_steps": 2},
+    "data": {
+        "source": "text",
+        "path": "unused",
+        "split": "tail",
+        "validation_fraction": 0.1,
+        "tokenizer": "char",
+        "packing": "windows",
+        "seq_length": 16,
+    },
+    "training": {
+        "max_steps": 12,
+        "global_batch": 4,
+        "micro_batch": 4,
+        "log_every": 2,
+        "eval_every": 6,
+        "eval_batches": 2,
+        "health_every": 4,
+        "checkpoint_every": 4,
+    },
+    "sampling": {"prompt": "the ", "max_tokens": 8},
+}
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    """The small configuration as a nested dict; `model__hidden_dim=8` replaces one field."""
+    return override(_FIELDS, {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def config(**changes: Any) -> Config:
+    """The small configuration; `model__hidden_dim=8` replaces one field."""
+    return build(fields(**changes))
+
+
+def text_config(folder: Path, **changes: Any) -> Config:
+    """The small configuration on `TEXT`, which is written into the folder, as is the cache."""
+    path = folder / "text.txt"
+    if not path.exists():
+        path.write_text(TEXT, encoding="utf-8")
+    return config(**{"data__path": str(path), "data__cache_dir": str(folder / "cache")} | changes)
+
+
+def differing_leaves(first: Any, second: Any) -> list[str]:
+    """Names of the leaves that are not equal to the bit."""
+    ours, theirs = (jax.tree_util.tree_leaves_with_path(jax.device_get(tree)) for tree in (first, second))
+    assert [path for path, _ in ours] == [path for path, _ in theirs]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, x), (_, y) in zip(ours, theirs, strict=True)
+        if np.asarray(x).dtype != np.asarray(y).dtype or np.asarray(x).tobytes() != np.asarray(y).tobytes()
+    ]
+
+
+def copied(tree: Any) -> Any:
+    """The same values in arrays of their own, which a step may donate."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Runs of one configuration share their compiled functions, which otherwise take longer than the runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        fresh = functools.cache(state.init_state)
+
+        def init_state(config: Config) -> tuple[Any, state.TrainState]:
+            parts, start = fresh(config)
+            return parts, copied(start)
+
+        patch.setattr(loop, "init_state", init_state)
+        patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))
+        patch.setattr(evaluation, "make_eval_step", functools.cache(step.make_eval_step))
+        patch.setattr(language_model.LanguageModel, "generate", lambda self, prompt: prompt)
+        yield
