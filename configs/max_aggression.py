@@ -7,7 +7,7 @@ temperature 1e-4 -> 1e-5 and the guard. If a run is still unstable, change in th
 Variants, as `--config=configs/max_aggression.py:NAME`:
   (none)       the Python standard library; its BPE is trained and cached at first use
   fineweb_edu  streams the seed's dataset (`pip install 'sem-jax[hf]'`), documents with a quality score of at least 3
-  smoke        3 real optimizer steps on CPU: the same model at batch 2 x 64
+  smoke        3 real optimizer steps on CPU: the same model, one batch of 2 x 64 over and over, full learning rate at once
 
 Command:  python -m sem_jax.train --config=configs/max_aggression.py --workdir=runs/max_aggression
 Cost:     meant for a GPU or TPU; 100,000 steps of 4096 sequences. The seed's second stage, 2048 tokens a sequence, is
@@ -43,9 +43,9 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant == "smoke":
         config.name = "max_aggression:smoke"
         config.data.seq_length = 64
-        config.optimizer.update(warmup_steps=1, decay_steps=1)
-        config.training.update(max_steps=3, global_batch=2, micro_batch=2, log_every=1, health_every=1)
-        config.training.update(eval_every=3, eval_batches=1, checkpoint_every=3)
+        config.optimizer.update(warmup_steps=0, decay_steps=0)
+        config.training.update(max_steps=3, global_batch=2, micro_batch=2, overfit_batches=1, log_every=1)
+        config.training.update(health_every=1, eval_every=3, eval_batches=1, checkpoint_every=3)
         config.sampling.max_tokens = 32
     elif variant:
         raise ValueError(f"unknown variant {variant!r}; choose fineweb_edu or smoke, or none")

@@ -1,4 +1,6 @@
-"""A small SEM on the Python standard library: learns visibly in about five minutes on two CPU cores.
+"""A small SEM on the Python standard library: learns visibly in minutes on two CPU cores.
+
+1000 steps of 16 x 64 tokens of a 2048-token BPE, 1.2 M parameters of which two thirds are vocabulary.
 
 Command:  python -m sem_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -12,5 +14,10 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = default()
     config.name = "quickstart"
-    config.training.max_steps = 1000
+    config.model.update(hidden_dim=128, num_layers=4, remat=True)
+    config.data.update(tokenizer="bpe", bpe_vocab_size=2048, seq_length=64)
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=500, lr_min_ratio=0.03)
+    config.training.update(max_steps=1000, global_batch=16, micro_batch=16)
+    config.training.update(log_every=20, eval_every=250, eval_batches=32, checkpoint_every=500)
+    config.sampling.update(prompt="def ", max_tokens=80, temperature=0.7)
     return config

@@ -149,6 +149,7 @@ class TrainingConfig:
     health_every: int = 50
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
+    overfit_batches: int = 0  # train on the first so many batches over and over, a check that learning works; 0: all
     ema_decay: float = 0.0  # of the parameters; 0 keeps no average
 
 
@@ -273,7 +274,7 @@ _POSITIVE = """
 _NOT_NEGATIVE = """
     model.vocab_size model.encoder.sinkhorn_prior model.mixer.clamp_interval model.propagator.cayley_dt
     optimizer.warmup_steps optimizer.decay_steps optimizer.weight_decay optimizer.clip_norm optimizer.temperature
-    optimizer.unitary_lambda data.max_documents training.seed sampling.top_k sampling.temperature
+    optimizer.unitary_lambda training.overfit_batches data.max_documents training.seed sampling.top_k sampling.temperature
 """.split()
 
 _SHARE = """

@@ -18,7 +18,7 @@ from sem_jax.training.health import convergence_warnings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
-_CONFIG = config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
+config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
 
 
 @reporting_errors
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 def _with_overrides(config: Config) -> Config:
     """The run's configuration with the fields of the command line, read with the run's own tokenizer."""
-    changed = build(override(dataclasses.asdict(config), config_flags.get_override_values(_CONFIG)))
+    changed = build(override(dataclasses.asdict(config), config_flags.get_override_values(flags.FLAGS["config"])))
     tokenizer_path = str(Path(_WORKDIR.value) / "tokenizer.json")
     return dataclasses.replace(changed, data=dataclasses.replace(changed.data, tokenizer_path=tokenizer_path))
 

@@ -99,7 +99,8 @@ def shared_programs() -> Iterator[None]:
 
         def init_state(config: Config) -> tuple[Any, state.TrainState]:
             parts, start = fresh(config)
-            return parts, copied(start)
+            # Placed like a restored state: a jitted function compiles again for arrays that are not bound to a device.
+            return parts, jax.device_put(copied(start), jax.devices()[0])
 
         patch.setattr(loop, "init_state", init_state)
         patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))

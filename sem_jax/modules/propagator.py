@@ -38,7 +38,8 @@ class Propagator(nnx.Module):
             for k in range(NUM_SCALES)
         ]
         self.edges = nnx.Variable(jnp.asarray(np.concatenate(scales, axis=1)))
-        self.scale_of_edge = nnx.Variable(jnp.repeat(jnp.arange(NUM_SCALES), np.array([e.shape[1] for e in scales])))
+        sizes = [edges.shape[1] for edges in scales]
+        self.scale_of_edge = nnx.Variable(jnp.asarray(np.repeat(np.arange(NUM_SCALES, dtype=np.int32), sizes)))
         self.edge_weights = nnx.Param(jnp.zeros(self.edges.shape[1]))
         self.scale_weights = nnx.Param(jnp.full(NUM_SCALES, 1 / NUM_SCALES))
 

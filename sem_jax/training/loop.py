@@ -60,7 +60,8 @@ def train(config: Config, workdir: str | Path, echo: Callable[[str], None] = pri
         echo(_describe(config, dataset, count_parameters(parts.params)))
         interrupted = stack.enter_context(_interruptible(echo))
         report = stack.enter_context(Reporter(config, dataset, workdir, start))
-        batches = stack.enter_context(Prefetch(dataset.train.batch, range(start, training.max_steps)))
+        numbers = (step % (training.overfit_batches or step + 1) for step in range(start, training.max_steps))
+        batches = stack.enter_context(Prefetch(dataset.train.batch, numbers))
 
         step = start
         for step, batch in enumerate(batches, start=start + 1):

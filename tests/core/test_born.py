@@ -22,6 +22,7 @@ x64 = pytest.mark.usefixtures("x64")
 
 jit_target = jax.jit(target_log_prob, static_argnums=4)
 jit_all = jax.jit(log_probs, static_argnums=3)
+jit_reference = jax.jit(reference_logits)
 
 
 def problem(seed, bias_scale=1.0):
@@ -117,7 +118,7 @@ def test_single_precision_agrees_to_single_precision():
 @x64
 def test_the_gram_matrix_is_the_weighted_product_hermitian_and_positive():
     psi, weight, bias, _ = problem(0)
-    gram = gram_matrix(weight, bias)
+    gram = jax.jit(gram_matrix)(weight, bias)
     matrix = np.asarray(gram.matrix) * np.exp(gram.log_scale)
     np.testing.assert_allclose(matrix, weight.conj().T @ np.diag(np.exp(bias)) @ weight, rtol=1e-12)
     np.testing.assert_array_equal(matrix, matrix.conj().T)
@@ -137,7 +138,7 @@ def test_a_vanishing_amplitude_has_the_floor_as_probability_and_a_finite_gradien
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(psi, weight, bias)
     np.testing.assert_allclose(value, np.log(FLOOR / 3 / (1 + FLOOR)), rtol=1e-6)
     chex.assert_tree_all_finite(gradients)
-    np.testing.assert_allclose(log_probs(psi, weight, bias, FLOOR)[0][0], value, rtol=1e-6)
+    np.testing.assert_allclose(jit_all(psi, weight, bias, FLOOR)[0][0], value, rtol=1e-6)
 
 
 def test_a_zero_wave_has_finite_values_and_gradients():
@@ -161,21 +162,21 @@ def test_scale_and_phase_of_the_wave_do_not_matter(seed, log_scale, phase):
 @x64
 def test_the_floor_is_a_share_of_the_uniform_distribution():
     psi, weight, bias, _ = problem(0)
-    pure, mixed = (np.exp(log_probs(psi, weight, bias, floor)[0]) for floor in (0.0, 0.25))
+    pure, mixed = (np.exp(jit_all(psi, weight, bias, floor)[0]) for floor in (0.0, 0.25))
     np.testing.assert_allclose(mixed, (pure + 0.25 / VOCAB) / 1.25, rtol=1e-12)
 
 
 def test_a_certain_target_has_probability_one_and_no_more():
     psi = np.array([0.3 + 0.1j, -0.7], np.complex64)
     weight = np.array([[1.3, 0.2j], [0, 0], [0, 0]], np.complex64)
-    log_p, _ = target_log_prob(psi, weight, np.zeros(3, np.float32), jnp.int32(0), 0.0)
+    log_p, _ = jit_target(psi, weight, np.zeros(3, np.float32), 0, 0.0)
     assert -1e-6 < log_p <= 0
 
 
 @x64
 def test_reference_logits_are_their_definition():
     psi, weight, bias, _ = problem(0)
-    logits, amplitude_sq = reference_logits(psi, weight, bias)
+    logits, amplitude_sq = jit_reference(psi, weight, bias)
     expected = np.abs(psi @ weight.T) ** 2
     np.testing.assert_allclose(amplitude_sq, expected, rtol=1e-12)
     floor = 1e-6 * expected.mean(-1, keepdims=True) + 1e-30
@@ -184,5 +185,5 @@ def test_reference_logits_are_their_definition():
 
 def test_reference_logits_are_finite_without_any_amplitude():
     _, weight, bias, _ = problem(0)
-    logits, _ = reference_logits(np.zeros(DIM, np.complex64), weight.astype(np.complex64), bias.astype(np.float32))
+    logits, _ = jit_reference(np.zeros(DIM, np.complex64), weight.astype(np.complex64), bias.astype(np.float32))
     np.testing.assert_allclose(logits, np.log(1e-30) + bias, rtol=1e-5)

@@ -120,13 +120,13 @@ def whole_model(name: str):
         loss, _ = reference_loss(model, psi[:, :-1], recorded.tokens[:, 1:], golden.unitary_lambda(recorded.arrays))
         return jnp.mean(loss), psi  # every position that has a successor
 
-    return jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(recorded.parts.params)
+    return small_models.quick_jit(jax.value_and_grad(mean_loss, has_aux=True))(recorded.parts.params)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_intermediate_value_is_the_recorded_one(name):
     recorded = recorded_model(name)
-    run = jax.jit(intermediate_values, static_argnums=3)
+    run = small_models.quick_jit(intermediate_values, static_argnums=3)
     values = run(recorded.parts, recorded.tokens, recorded.token_freqs, recorded.config.num_layers)
     errors = {key: error(value, recorded.outputs[key]) for key, value in values.items()}
     assert not beyond({key: e for key, e in errors.items() if key != "logits"}, VALUE)
@@ -178,7 +178,7 @@ def clamped_state_space():
         y = y.reshape(x.shape)
         return jnp.sum(abs_sq(y)), y
 
-    gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    gradients, y = small_models.quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
     return y, gradients, recorded
 
 

@@ -1,0 +1,193 @@
+"""What a configuration accepts, and what it says about the rest."""
+
+import dataclasses
+import math
+
+import pytest
+from ml_collections import ConfigDict
+from small import fields
+
+from sem_jax.config import Config, ConfigError, build, default, override, to_config_dict, with_vocabulary
+
+GROUPS = [group.name for group in dataclasses.fields(Config) if group.name != "name"]
+
+
+def nested(path, value):
+    head, _, rest = path.partition(".")
+    return {head: nested(rest, value) if rest else value}
+
+
+def numeric_fields(group, prefix=""):
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numeric_fields(value, f"{prefix}{field.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{field.name}", type(value)
+
+
+NUMERIC = dict(numeric_fields(Config()))
+
+
+def test_the_default_is_the_dataclasses_own():
+    assert build(default()) == build({}) == Config()
+
+
+def test_round_trip_keeps_every_field():
+    config = build(fields(optimizer__temperature=1e-6, model__encoder__transport="population", name="other"))
+    assert config != Config()
+    assert build(to_config_dict(config)) == config
+
+
+def test_the_config_dict_is_locked_and_the_result_frozen():
+    with pytest.raises((AttributeError, KeyError)):
+        default().model.hidden_dims = 8
+    config = build({})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.hidden_dim = 8
+    assert hash(config) == hash(Config())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, r"config\.modle does not exist; did you mean config\.model\?"),
+        (
+            {"model": {"hiden_dim": 8}},
+            r"config\.model\.hiden_dim does not exist; did you mean config\.model\.hidden_dim",
+        ),
+        ({"model": {"mixer": {"group": 8}}}, r"config\.model\.mixer\.group does not exist.*num_groups"),
+        ({"training": {"zzz": 1}}, r"config\.training\.zzz does not exist; its fields are seed, max_steps"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_right_one(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        ("model.hidden_dim", "128", "int"),
+        ("model.hidden_dim", 12.5, "int"),
+        ("model.hidden_dim", True, "int"),
+        ("model.hidden_dim", None, "int"),
+        ("model.hidden_dim", math.inf, "int"),
+        ("model.remat", 1, "bool"),
+        ("optimizer.learning_rate", "1e-3", "float"),
+        ("optimizer.learning_rate", False, "float"),
+        ("name", 3, "str"),
+        ("data.path", ["a.txt"], "str"),
+        ("model.encoder.transport", "sinkhorn", "not one of none, row_softmax"),
+        ("model.encoder", 3, "must be a group of fields"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_name(path, value, wanted):
+    with pytest.raises(ConfigError, match=rf"config\.{path}\b.*{wanted}"):
+        build(nested(path, value))
+
+
+@pytest.mark.parametrize("path", [path for path, kind in NUMERIC.items() if kind is float])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_float_may_be_infinite_or_nan(path, value):
+    with pytest.raises(ConfigError, match=rf"config\.{path} = .*finite"):
+        build(nested(path, value))
+
+
+# A score may have any sign, and so may a phase.
+SIGNED = {"data.min_score", "model.propagator.nonlinear_alpha"}
+MAY_BE_ZERO = SIGNED | {
+    "model.vocab_size", "model.encoder.sinkhorn_prior", "model.encoder.population_rate", "model.mixer.clamp_interval",
+    "model.propagator.cayley_dt", "model.propagator.rewire_probability", "model.born_floor", "optimizer.warmup_steps",
+    "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay",
+    "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents", "training.seed",
+    "training.ema_decay", "sampling.temperature", "sampling.top_k",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(NUMERIC.keys() - SIGNED))
+def test_no_number_may_be_negative(path):
+    with pytest.raises(ConfigError, match=rf"config\.{path}\b"):
+        build(nested(path, -1))
+
+
+@pytest.mark.parametrize("path", sorted(NUMERIC))
+def test_zero_is_refused_exactly_where_it_means_nothing(path):
+    if path in MAY_BE_ZERO:
+        build(nested(path, 0))
+    else:
+        with pytest.raises(ConfigError, match=rf"config\.{path.rpartition('.')[0]}.*{path.rpartition('.')[2]}"):
+            build(nested(path, 0))
+
+
+def test_a_whole_float_is_an_integer_and_an_integer_a_float():
+    config = build({"training": {"max_steps": 1e3}, "optimizer": {"weight_decay": 0}})
+    assert (config.training.max_steps, type(config.training.max_steps)) == (1000, int)
+    assert type(config.optimizer.weight_decay) is float
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model.hidden_dim": 100, "model.mixer.block_size": 4}, ["model.mixer.num_groups = 8", "hidden_dim = 100"]),
+        ({"model.hidden_dim": 100, "model.mixer.num_groups": 4}, ["model.mixer.block_size = 8", "hidden_dim = 100"]),
+        ({"model.encoder.sdr_sparsity": 129}, ["sdr_sparsity = 129", "sdr_candidates = 128"]),
+        ({"model.encoder.transport": "none", "model.encoder.embedding_skip": False}, ["transport", "embedding_skip"]),
+        ({"model.mixer.ring_max_timescale": 1.0}, ["ring_max_timescale = 1.0"]),
+        ({"training.micro_batch": 3}, ["micro_batch = 3", "global_batch = 16"]),
+        ({"training.micro_batch": 32}, ["micro_batch = 32", "global_batch = 16"]),
+        ({"optimizer.warmup_steps": 1501}, ["2001", "max_steps = 2000"]),
+        ({"data.seq_length": 4096}, ["seq_length = 4096", "max_seq_length = 2048"]),
+        ({"data.source": "text"}, ["data.source = text", "data.path"]),
+        ({"data.validation_fraction": 1.0}, ["validation_fraction = 1.0"]),
+        ({"optimizer.b1": 1.0}, ["b1"]),
+        ({"optimizer.b2": 1.0}, ["b2"]),
+        ({"optimizer.guard_backoff": 1.0}, ["guard_backoff"]),
+        ({"sampling.top_p": 1.1}, ["top_p = 1.1"]),
+        ({"training.ema_decay": 1.01}, ["ema_decay = 1.01"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_fields_that_exclude_each_other_are_named_together(changes, named):
+    with pytest.raises(ConfigError) as error:
+        build(override(dataclasses.asdict(Config()), changes))
+    assert [part for part in named if part not in str(error.value)] == []
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.encoder.sdr_sparsity": 128},
+        {"optimizer.warmup_steps": 1500},
+        {"data.seq_length": 2048},
+        {"training.micro_batch": 8},
+        {"model.encoder.transport": "none"},
+        {"sampling.top_p": 1.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_border_of_a_rule_is_allowed(changes):
+    build(override(dataclasses.asdict(Config()), changes))
+
+
+def test_override_changes_the_named_fields_of_a_copy():
+    values = dataclasses.asdict(Config())
+    changed = override(values, {"data.path": "x", "model.mixer.state_dim": 4, "name": "y"})
+    assert values == dataclasses.asdict(Config())
+    assert (changed["data"]["path"], changed["model"]["mixer"]["state_dim"], changed["name"]) == ("x", 4, "y")
+    changed["data"]["path"], changed["model"]["mixer"]["state_dim"], changed["name"] = "", 16, "sem"
+    assert changed == values
+
+
+def test_build_reads_a_plain_mapping_like_a_config_dict():
+    assert build(fields()) == build(ConfigDict(fields()))
+    assert {group for group in fields() if group in GROUPS} == set(GROUPS)
+
+
+def test_the_vocabulary_is_the_tokenizers():
+    assert with_vocabulary(build({}), 261).model.vocab_size == 261
+    config = build({"model": {"vocab_size": 261}})
+    assert with_vocabulary(config, 261) == config
+    with pytest.raises(ConfigError, match=r"vocab_size = 261.*byte tokenizer has 23"):
+        with_vocabulary(config, 23)

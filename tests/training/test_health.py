@@ -1,0 +1,69 @@
+"""Warnings about numbers that a run should not produce."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from small import config
+
+from sem_jax.config import PropagatorConfig
+from sem_jax.modules.model import init_model
+from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.optim import Reason
+from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_reason
+
+TOKENS = np.random.default_rng(0).integers(0, 23, (2, 16))
+
+
+def forward_stats(**changes):
+    """Statistics of one forward pass of two layers, on the host, and the configuration of its propagators."""
+    model = config(model__vocab_size=23, model__num_layers=2, model__propagator__solver="cg", **changes).model
+    parts = init_model(model, seed=0)
+    run = jax.jit(lambda parts_params, buffers: parts._replace(params=parts_params, buffers=buffers).merge()(TOKENS)[2])
+    return jax.device_get(run(parts.params, parts.buffers).propagators), model.propagator
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_starved_solver_is_named_with_layer_residual_and_iterations():
+    stats, solver = forward_stats(model__propagator__cg_max_iter=1, model__propagator__cayley_dt=2.0)
+    warnings = [line for line in convergence_warnings(stats, solver) if "residual" in line]
+    assert len(warnings) == 2
+    for layer, warning in enumerate(warnings):
+        assert f"propagator layer {layer}: cg left a residual of {stats.residual[layer]:.1e}" in warning
+        assert stats.residual[layer] > 1e-3
+        assert "after 1 iterations, above 1.0e-06" in warning
+        assert "config.model.propagator.cg_max_iter" in warning
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_default_solver_is_silent():
+    stats, solver = forward_stats()
+    assert convergence_warnings(stats, solver) == []
+
+
+def stats_of(residual, drift):
+    return PropagatorStats(np.array(residual), np.full(len(residual), 8), np.array(drift))
+
+
+def test_only_the_layer_beyond_a_limit_is_named():
+    solver = PropagatorConfig(cg_tol=1e-7)
+    warnings = convergence_warnings(stats_of([9e-7, 1.1e-6, 0.0], [0.9e-4, 0.0, 1.1e-4]), solver)
+    assert [warning.partition(":")[0] for warning in warnings] == ["propagator layer 1", "propagator layer 2"]
+    assert "residual" in warnings[0]
+    assert "not unitary" in warnings[1]
+
+
+def test_nan_is_a_warning_not_silence():
+    assert len(convergence_warnings(stats_of([math.nan], [math.nan]), PropagatorConfig())) == 2
+
+
+def test_reasons_are_words():
+    assert describe_reason(int(Reason.LOSS | Reason.GRADIENT)) == "loss, gradient"
+    assert describe_reason(int(Reason.MOMENTS)) == "moments"
+    assert describe_reason(0) == "nothing"
+
+
+def test_a_fair_coin_a_byte_is_one_bit():
+    assert bits_per_byte(math.log(2), 1.0) == pytest.approx(1.0, rel=1e-15)
+    assert bits_per_byte(math.log(2), 4.0) == pytest.approx(0.25, rel=1e-15)

@@ -1,0 +1,250 @@
+"""Whole runs on a small text: they learn, stop, resume to the bit, and end when there is no hope."""
+
+import collections
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+from small import TEXT, differing_leaves, shared_programs, text_config
+
+import sem_jax
+from sem_jax.config import ConfigError
+from sem_jax.data import DataError, open_dataset
+from sem_jax.training import loop
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.loop import train
+from sem_jax.training.metrics import read_metrics
+from sem_jax.training.reporter import Reporter, TrainingDiverged
+from sem_jax.training.state import abstract_state
+from sem_jax.training.workdir import checkpoint_folder, open_workdir
+
+STEPS = 200
+HOPELESS = 3
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """One configuration for all runs; its noise is weak, but without it resuming would be easier than it is."""
+    return text_config(
+        tmp_path_factory.mktemp("data"),
+        optimizer__temperature=1e-7,
+        optimizer__guard_max_consecutive=HOPELESS,
+        training__max_steps=STEPS,
+        training__log_every=10,
+        training__eval_every=100,
+        training__health_every=50,
+        training__checkpoint_every=50,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(quick_compilation):
+    with shared_programs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, programs, tmp_path_factory):
+    """Workdir of a run from the first to the last step."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    assert train(config, workdir).finished
+    return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
+
+
+def metrics_of(workdir):
+    return read_metrics(workdir / "metrics.jsonl")
+
+
+def final_state(workdir):
+    like, _ = abstract_state(open_workdir(workdir)[0])
+    with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
+        step, state = checkpointer.restore(like)
+    assert step == STEPS
+    return state
+
+
+def repeatable(lines):
+    """Lines without the one value that no run repeats."""
+    return [{name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines]
+
+
+def at_step(number, action):
+    """`Reporter.step` with an action just before one step is reported."""
+    original = Reporter.step
+
+    def step(self, step, metrics):
+        if step == number:
+            action()
+        original(self, step, metrics)
+
+    return step
+
+
+# Learning and what is told about it
+
+
+def test_a_short_run_learns_more_than_the_frequencies_of_characters(uninterrupted):
+    counts = np.array(list(collections.Counter(TEXT).values()))
+    share = counts / counts.sum()
+    entropy = -(share * np.log(share)).sum()
+    lines = metrics_of(uninterrupted)
+    (last,) = [line for line in lines if line["split"] == "validation" and line["step"] == STEPS]
+    assert last["nll"] < entropy - 0.5
+    assert max(line["skipped"] for line in lines if line["split"] == "train") == 0
+
+
+def test_lines_hold_the_names_that_users_read(uninterrupted):
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    train_lines = [line for line in lines if line["split"] == "train"]
+    validation_lines = [line for line in lines if line["split"] == "validation"]
+    assert [line["step"] for line in train_lines] == list(range(10, STEPS + 1, 10))
+    assert [line["step"] for line in validation_lines] == [100, 200]
+    both = {"split", "step", "loss", "nll", "bits_per_byte"}
+    assert all(line.keys() >= both for line in lines)
+    assert all(line.keys() >= {"lr", "lr_scale", "grad_norm", "tokens_per_s", "skipped"} for line in train_lines)
+    for line in lines:  # one ASCII character a token
+        assert line["bits_per_byte"] == pytest.approx(line["nll"] / math.log(2), rel=1e-12)
+
+
+def test_a_line_is_the_mean_of_the_steps_since_the_last(config, workdir, monkeypatch):
+    seen = []
+    original = Reporter.step
+
+    def step(self, step, metrics):
+        seen.append(float(metrics.nll))
+        original(self, step, metrics)
+        if step == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Reporter, "step", step)
+    train(config, workdir)
+    lines = [line["nll"] for line in metrics_of(workdir) if line["split"] == "train"]
+    np.testing.assert_allclose(lines, [np.mean(seen[:10]), np.mean(seen[10:])], rtol=1e-6)
+
+
+# Stopping and going on
+
+
+def test_ctrl_c_finishes_the_step_saves_and_gives_the_signal_back(config, workdir, monkeypatch):
+    said, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Reporter, "step", at_step(7, lambda: signal.raise_signal(signal.SIGINT)))
+    result = train(config, workdir, said.append)
+    assert (result.step, result.finished) == (7, False)
+    assert math.isfinite(result.validation["nll"])
+    assert any("stopping after this step" in line for line in said)
+    assert signal.getsignal(signal.SIGINT) is before
+    with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
+        assert checkpointer.latest_step() == 7
+
+
+def test_a_second_ctrl_c_stops_at_once(config, workdir, monkeypatch):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Reporter, "step", at_step(3, twice))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, workdir)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(config, workdir, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "step", at_step(120, lambda: signal.raise_signal(signal.SIGINT)))
+        assert train(config, workdir).step == 120
+    said = []
+    assert train(config, workdir, said.append).finished
+    assert "resuming from step 120" in said
+    assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
+    # The evaluation at the interruption is the one thing more that this run has told.
+    lines = [line for line in metrics_of(workdir) if (line["split"], line["step"]) != ("validation", 120)]
+    assert len(lines) == len(metrics_of(workdir)) - 1
+    assert repeatable(lines) == repeatable(metrics_of(uninterrupted))
+
+
+def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, workdir, uninterrupted, monkeypatch):
+    def crash():
+        raise OSError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "step", at_step(183, crash))
+        with pytest.raises(OSError, match="the machine is gone"):
+            train(config, workdir)
+    assert metrics_of(workdir)[-1]["step"] == 180
+    said = []
+    assert train(config, workdir, said.append).finished
+    assert "resuming from step 150" in said
+    assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
+    assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
+
+
+def test_a_finished_run_started_again_does_nothing(config, uninterrupted):
+    before = final_state(uninterrupted), metrics_of(uninterrupted)
+    result = train(config, uninterrupted)
+    assert (result.step, result.finished) == (STEPS, True)
+    assert differing_leaves(before[0], final_state(uninterrupted)) == []
+    assert metrics_of(uninterrupted) == before[1]
+
+
+# Ends that are errors
+
+
+def test_too_many_bad_steps_end_the_run_with_step_cause_and_checkpoints(config, workdir, monkeypatch):
+    class Poisoned(loop.Prefetch):
+        def __init__(self, make, steps):
+            super().__init__(lambda step: self.poison(step, make(step)), steps)
+
+        @staticmethod
+        def poison(step, batch):  # step counts from 0, reports count from 1
+            return batch._replace(weights=batch.weights * np.float32(np.nan)) if step >= 51 else batch
+
+    monkeypatch.setattr(loop, "Prefetch", Poisoned)
+    with pytest.raises(TrainingDiverged) as error:
+        train(config, workdir)
+    message = str(error.value)
+    assert f"step {51 + HOPELESS}: {HOPELESS} bad steps in a row" in message
+    assert "loss" in message
+    assert str(checkpoint_folder(workdir)) in message
+    assert "learning_rate" in message
+    with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
+        assert checkpointer.latest_step() == 50
+
+
+def test_bad_input_is_an_error_before_anything_is_trained(config, uninterrupted, workdir, tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.seed: 0 -> 1"):
+        train(text_config(tmp_path, training__seed=1, data__path=config.data.path), uninterrupted)
+    with pytest.raises(DataError, match=r"missing\.txt"):
+        train(text_config(tmp_path, data__path=str(tmp_path / "missing.txt")), workdir)
+    assert not workdir.exists()
+
+
+# What a run leaves
+
+
+def test_the_loaded_model_has_the_loss_that_the_run_reported(config, uninterrupted):
+    model = sem_jax.load(uninterrupted)
+    assert (model.step, model.config.training.max_steps) == (STEPS, STEPS)
+    dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
+    total = weight = 0.0
+    for batch in dataset.validation.evaluation_batches(config.training.eval_batches):
+        log_probs = np.asarray(model.log_probs(batch.tokens[:, :-1]), np.float64)
+        chosen = np.take_along_axis(log_probs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+        total -= (batch.weights * chosen).sum()
+        weight += batch.weights.sum()
+    reported = metrics_of(uninterrupted)[-1]
+    assert reported["split"] == "validation"
+    assert total / weight == pytest.approx(reported["nll"], rel=1e-5)
+
+
+def test_an_older_checkpoint_is_loaded_on_request(uninterrupted):
+    older, newest = sem_jax.load(uninterrupted, step=150), sem_jax.load(uninterrupted)
+    assert older.step == 150
+    assert "readout/weight" in differing_leaves(older.parts.params, newest.parts.params)
+    with pytest.raises(sem_jax.CheckpointError, match=r"no checkpoint 151.*150"):
+        sem_jax.load(uninterrupted, step=151)

@@ -1,0 +1,111 @@
+"""A workdir belongs to one run."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+from small import fields
+
+from sem_jax.config import ConfigError, build
+from sem_jax.data import DataError
+from sem_jax.data.tokenizers.byte import ByteTokenizer
+from sem_jax.data.tokenizers.char import CharTokenizer
+from sem_jax.training.workdir import checkpoint_folder, open_workdir, prepare_workdir
+
+TOKENIZER = CharTokenizer("abcd")
+DATASET = SimpleNamespace(tokenizer=TOKENIZER, fingerprint="first")
+
+
+def config(**changes):
+    return build(fields(model__vocab_size=4, **changes))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    assert prepare_workdir(folder, config(), DATASET) == []
+    return folder
+
+
+def test_configuration_and_tokenizer_come_back(workdir):
+    opened, tokenizer = open_workdir(workdir)
+    assert opened == config()
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
+    assert checkpoint_folder(workdir).parent == workdir
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("model__hidden_dim", 32, "model.hidden_dim: 16 -> 32"),
+        ("model__propagator__cayley_dt", 0.2, "model.propagator.cayley_dt: 0.1 -> 0.2"),
+        ("training__seed", 1, "training.seed: 0 -> 1"),
+        ("training__global_batch", 8, "training.global_batch: 4 -> 8"),
+        ("data__seq_length", 8, "data.seq_length: 16 -> 8"),
+        ("data__validation_fraction", 0.2, "data.validation_fraction: 0.1 -> 0.2"),
+    ],
+)
+def test_another_run_is_refused_by_field_and_leaves_the_workdir_alone(workdir, field, value, text):
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    with pytest.raises(ConfigError) as error:
+        prepare_workdir(workdir, config(**{field: value}), DATASET)
+    assert text in str(error.value)
+    assert "--workdir" in str(error.value)
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+
+
+def test_other_data_is_refused(workdir):
+    with pytest.raises(DataError, match="run on other data"):
+        prepare_workdir(workdir, config(), SimpleNamespace(tokenizer=TOKENIZER, fingerprint="second"))
+
+
+def test_harmless_changes_are_listed_once_and_kept(workdir):
+    changed = config(training__max_steps=40, optimizer__learning_rate=2e-2, data__path="elsewhere", name="longer")
+    assert sorted(prepare_workdir(workdir, changed, DATASET)) == [
+        "data.path: 'unused' -> 'elsewhere'",
+        "name: 'sem' -> 'longer'",
+        "optimizer.learning_rate: 0.01 -> 0.02",
+        "training.max_steps: 12 -> 40",
+    ]
+    assert prepare_workdir(workdir, changed, DATASET) == []
+    assert open_workdir(workdir)[0] == changed
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json does not exist.*sem_jax\.train"):
+        open_workdir(tmp_path / "missing")
+
+
+def broken(workdir, content):
+    (workdir / "config.json").write_text(content)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", "{}", '{"config": 3, "data_fingerprint": "x"}', '{"config": {}}']
+)
+def test_a_damaged_record_is_an_error_to_readers_and_writers(workdir, content):
+    broken(workdir, content)
+    for use in (lambda: open_workdir(workdir), lambda: prepare_workdir(workdir, config(), DATASET)):
+        with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+            use()
+
+
+def test_a_record_of_another_version_is_refused_by_field(workdir):
+    record = {"config": dataclasses.asdict(config()) | {"colour": 1}, "data_fingerprint": "first"}
+    with pytest.raises(ConfigError, match=r"config\.colour does not exist"):
+        open_workdir(broken(workdir, json.dumps(record)))
+
+
+def test_another_tokenizer_in_the_workdir_is_refused_by_size(workdir):
+    ByteTokenizer().save(workdir / "tokenizer.json")
+    with pytest.raises(DataError, match=r"tokenizer\.json has 261 ids, the model 4"):
+        open_workdir(workdir)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_a_missing_or_damaged_tokenizer_is_refused(workdir, damage):
+    damage(workdir / "tokenizer.json")
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        open_workdir(workdir)
