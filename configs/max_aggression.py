@@ -7,7 +7,7 @@ temperature 1e-4 -> 1e-5 and the guard. If a run is still unstable, change in th
 Variants, as `--config=configs/max_aggression.py:NAME`:
   (none)       the Python standard library; its BPE is trained and cached at first use
   fineweb_edu  streams the seed's dataset (`pip install 'sem-jax[hf]'`), documents with a quality score of at least 3
-  smoke        3 real optimizer steps on CPU: the same model, one batch of 2 x 64 over and over, full learning rate at once
+  smoke        3 real optimizer steps on CPU at full learning rate: the same model on one batch of 2 x 64, repeated
 
 Command:  python -m sem_jax.train --config=configs/max_aggression.py --workdir=runs/max_aggression
 Cost:     meant for a GPU or TPU; 100,000 steps of 4096 sequences. The seed's second stage, 2048 tokens a sequence, is

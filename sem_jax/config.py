@@ -162,6 +162,7 @@ class SamplingConfig:
     temperature: float = 0.8
     top_k: int = 50  # 0: no limit
     top_p: float = 0.95
+    context_length: int = 0  # tokens read at most before the next one; 0: data.seq_length, what training has seen
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,8 @@ _POSITIVE = """
 _NOT_NEGATIVE = """
     model.vocab_size model.encoder.sinkhorn_prior model.mixer.clamp_interval model.propagator.cayley_dt
     optimizer.warmup_steps optimizer.decay_steps optimizer.weight_decay optimizer.clip_norm optimizer.temperature
-    optimizer.unitary_lambda training.overfit_batches data.max_documents training.seed sampling.top_k sampling.temperature
+    optimizer.unitary_lambda data.max_documents training.overfit_batches training.seed
+    sampling.top_k sampling.temperature sampling.context_length
 """.split()
 
 _SHARE = """

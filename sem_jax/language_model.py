@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sem_jax.config import Config, build
+from sem_jax.config import Config, SamplingConfig, build
 from sem_jax.data import DataError, Tokenizer
 from sem_jax.decoding import Decoder, SamplingOptions
 from sem_jax.modules.model import ModelParts, count_parameters
@@ -115,12 +115,23 @@ class LanguageModel:
         given = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = {name: value for name, value in given.items() if value is not None}
         options = build({"sampling": dataclasses.asdict(self.config.sampling) | chosen}).sampling
-        (ids,) = self._decoder.generate(
-            self.parts.params,
-            self.parts.buffers,
-            self.encode_prompt(prompt)[None],
-            options.max_tokens,
-            jax.random.key(seed),
-            SamplingOptions(options.temperature, options.top_k, options.top_p),
-        )
-        return prompt + self.tokenizer.decode(ids)
+        return prompt + self.tokenizer.decode(self._continue(self.encode_prompt(prompt), options, seed))
+
+    def _continue(self, ids: np.ndarray, options: SamplingConfig, seed: int) -> np.ndarray:
+        """Draws up to options.max_tokens ids.
+
+        Positions beyond the training length are unknown phases to the model. So after half a context length of drawn
+        tokens the state starts again from the last half, as at the start of a training sequence: one more token read
+        for each drawn, still O(1) a token.
+        """
+        half = max((options.context_length or self.config.data.seq_length) // 2, 1)
+        sampling = SamplingOptions(options.temperature, options.top_k, options.top_p)
+        drawn = np.zeros(0, np.int32)
+        while len(drawn) < options.max_tokens:
+            context = np.concatenate([ids, drawn])[-half:]
+            key = jax.random.fold_in(jax.random.key(seed), len(drawn))
+            (new,) = self._decoder.generate(self.parts.params, self.parts.buffers, context[None], half, key, sampling)
+            drawn = np.concatenate([drawn, new])
+            if len(new) < half:  # the model has ended the text
+                break
+        return drawn[: options.max_tokens]

@@ -151,7 +151,8 @@ def init_model(config: ModelConfig, seed: int) -> ModelParts:
         nonlocal graphdef
         parts = split_model(SEM(config, nnx.Rngs(params=key)))
         graphdef = parts.graphdef
-        return parts.params, parts.buffers
+        # Initialisers leave weak types behind; a training step returns strong ones and would be compiled again for them.
+        return jax.tree.map(lambda x: x.astype(x.dtype), (parts.params, parts.buffers))
 
     params, buffers = jax.jit(create)(jax.random.key(seed))  # one compilation instead of one for every operation
     return ModelParts(graphdef, params, buffers)

@@ -32,8 +32,6 @@ class TrainState(NamedTuple):
 def init_state(config: Config) -> tuple[ModelParts, TrainState]:
     """A fresh model and the state before the first step."""
     parts = init_model(config.model, config.training.seed)
-    # Initialisers leave weak types behind. The step returns strong ones, and would be compiled again for them.
-    parts = parts._replace(params=jax.tree.map(lambda x: x.astype(x.dtype), parts.params))
     optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
     ema = jax.tree.map(jnp.copy, parts.params) if config.training.ema_decay else None
     opt_state = jax.jit(optimizer.init)(parts.params)

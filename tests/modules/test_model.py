@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import CAUSAL_TRANSPORTS, quick_jit, random_parts, small_config, start_of
 
-from sem_jax.modules.model import ModelParts, count_parameters, document_positions
+from sem_jax.config import MixerConfig
+from sem_jax.modules.model import ModelParts, count_parameters, document_positions, init_model
 
 BATCH, LENGTH, VOCAB = 2, 10, 12
 SEEDS = st.integers(0, 2**31 - 1)
@@ -149,6 +150,15 @@ def test_batch_mates_change_no_bit(transport, seed):
 ROUNDING = 1e-12
 
 
+def test_a_sequence_alone_is_the_same_sequence_in_a_batch():
+    rng = np.random.default_rng(0)
+    tokens, resets = random_tokens(rng), random_resets(rng)
+    together, _ = forward("causal_sinkhorn", tokens, resets)
+    state = start_of(parts_of("causal_sinkhorn"), 1)
+    alone, _ = compiled_continuation("causal_sinkhorn")(tokens[:1], resets[:1], state)
+    np.testing.assert_allclose(alone[0], together[0], atol=ROUNDING)
+
+
 def continue_in_pieces(transport, tokens, resets, lengths):
     """ψ and the last state of a sequence read piece by piece."""
     state, pieces, start = start_of(parts_of(transport), BATCH), [], 0
@@ -263,3 +273,13 @@ def test_positions_count_from_the_last_reset(seed, share):
 
 def test_parameters_are_counted_as_real_numbers():
     assert count_parameters({"a": np.zeros((2, 3)), "b": [np.zeros(5, complex)]}) == 16
+
+
+def test_layers_of_a_fresh_model_start_different():
+    config = small_config("none", mixer=MixerConfig(block_size=4, num_groups=2, state_dim=3, ssm_init="ring"))
+    fresh = init_model(config, 0)
+    drawn = ("rotation", "weight", "kernel", "decay", "phase", "in_proj", "out_proj")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fresh.params["mixers"]):
+        if any(name in jax.tree_util.keystr(path[-1:]) for name in drawn):
+            assert np.all(leaf[0] != leaf[1]), path
+    assert not np.array_equal(fresh.buffers["propagators"]["edges"][0], fresh.buffers["propagators"]["edges"][1])

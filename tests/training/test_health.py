@@ -2,31 +2,28 @@
 
 import math
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import config
 
 from sem_jax.config import PropagatorConfig
-from sem_jax.modules.model import init_model
-from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.modules.propagator import Propagator, PropagatorStats
 from sem_jax.optim import Reason
 from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_reason
 
-TOKENS = np.random.default_rng(0).integers(0, 23, (2, 16))
+
+def layer_stats(**changes):
+    """Statistics of two propagators on random waves, and their configuration."""
+    model = config(model__propagator__solver="cg", **changes).model
+    rng = np.random.default_rng(0)
+    psi = jnp.asarray(rng.normal(size=(2, 8, model.hidden_dim)) + 1j * rng.normal(size=(2, 8, model.hidden_dim)))
+    layers = [Propagator(model, seed=layer)(psi)[1] for layer in range(2)]
+    return PropagatorStats(*map(np.stack, zip(*layers, strict=True))), model.propagator
 
 
-def forward_stats(**changes):
-    """Statistics of one forward pass of two layers, on the host, and the configuration of its propagators."""
-    model = config(model__vocab_size=23, model__num_layers=2, model__propagator__solver="cg", **changes).model
-    parts = init_model(model, seed=0)
-    run = jax.jit(lambda parts_params, buffers: parts._replace(params=parts_params, buffers=buffers).merge()(TOKENS)[2])
-    return jax.device_get(run(parts.params, parts.buffers).propagators), model.propagator
-
-
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_starved_solver_is_named_with_layer_residual_and_iterations():
-    stats, solver = forward_stats(model__propagator__cg_max_iter=1, model__propagator__cayley_dt=2.0)
+    stats, solver = layer_stats(model__propagator__cg_max_iter=1, model__propagator__cayley_dt=2.0)
     warnings = [line for line in convergence_warnings(stats, solver) if "residual" in line]
     assert len(warnings) == 2
     for layer, warning in enumerate(warnings):
@@ -36,9 +33,8 @@ def test_a_starved_solver_is_named_with_layer_residual_and_iterations():
         assert "config.model.propagator.cg_max_iter" in warning
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_default_solver_is_silent():
-    stats, solver = forward_stats()
+    stats, solver = layer_stats()
     assert convergence_warnings(stats, solver) == []
 
 
