@@ -23,8 +23,9 @@ from jax import Array
 from sem_jax.core.complex_ops import abs_sq, complex_matmul
 from sem_jax.core.graph import HIGHEST
 
-# Smallest Z that is divided by: only ψ = 0, which carries no distribution, falls below it.
-TINY = 1e-30
+# Smallest Z that is divided by; only ψ = 0, which carries no distribution, falls below it. Its square is still a
+# normal float32; quotients are written w·(1/z), whose gradient at w = 0 is 0 and not 0·inf.
+TINY = 1e-18
 
 
 class Gram(NamedTuple):
@@ -72,7 +73,7 @@ def target_log_prob(psi: Array, weight: Array, bias: Array, targets: Array, floo
     target_weight = (jnp.square(real) + jnp.square(imag)) * jnp.exp(bias[targets] - gram.log_scale)
     # Z is at least the target's own weight; rounding in the quadratic form must not push P above 1.
     z = jnp.maximum(partition(psi, gram), jnp.maximum(target_weight, TINY))
-    return _mix(target_weight / z, weight.shape[0], floor), jnp.log(z) + gram.log_scale
+    return _mix(target_weight * (1 / z), weight.shape[0], floor), jnp.log(z) + gram.log_scale
 
 
 def log_probs(psi: Array, weight: Array, bias: Array, floor: float) -> tuple[Array, Array]:
@@ -81,7 +82,7 @@ def log_probs(psi: Array, weight: Array, bias: Array, floor: float) -> tuple[Arr
     log_scale = jax.lax.stop_gradient(jnp.max(bias))
     weights = amplitude_sq * jnp.exp(bias - log_scale)
     z = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), TINY)
-    return _mix(weights / z, weight.shape[0], floor), jnp.log(z[..., 0]) + log_scale
+    return _mix(weights * (1 / z), weight.shape[0], floor), jnp.log(z[..., 0]) + log_scale
 
 
 def _mix(share: Array, vocab_size: int, floor: float) -> Array:

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from sem_jax.core.complex_ops import abs_sq, complex_matmul
@@ -168,11 +169,12 @@ def _chebyshev(hamiltonian: Hamiltonian, psi: Array, h: Array, bound: Array, deg
     Trefethen (2013), "Approximation Theory and Approximation Practice", chapters 3 and 8: f is analytic but for the
     pole at λ = i/h, so the error falls geometrically with the degree, the faster the smaller h·bound.
     """
-    angle = (jnp.arange(degree + 1, dtype=h.dtype) + 0.5) * (jnp.pi / (degree + 1))
-    node = 1j * h * bound * (1 + jnp.cos(angle)) / 2
-    order = jnp.arange(degree + 1, dtype=h.dtype)
-    coefficients = (2 / (degree + 1)) * jnp.cos(order[:, None] * angle) @ ((1 - node) / (1 + node))
-    coefficients = coefficients.at[0].divide(2)
+    # Constants in float64: a cosine of many radians would lose two digits in float32.
+    angle = (np.arange(degree + 1) + 0.5) * (np.pi / (degree + 1))
+    transform = np.cos(np.arange(degree + 1)[:, None] * angle) * (2 / (degree + 1))
+    transform[0] /= 2
+    node = 1j * h * bound * jnp.asarray((1 + np.cos(angle)) / 2, h.dtype)
+    coefficients = jnp.matmul(jnp.asarray(transform, psi.dtype), (1 - node) / (1 + node), precision=HIGHEST)
     scale = jnp.where(bound > 0, 2 / jnp.where(bound > 0, bound, 1), 0)
 
     def shifted(v: Array) -> Array:

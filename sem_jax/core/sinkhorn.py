@@ -130,4 +130,7 @@ def kth_largest(x: Array, k: int) -> Array:
 
     found = jax.lax.fori_loop(0, highest + 1, set_bit, jnp.zeros_like(bits[..., :1]))
     is_kth = bits == found
-    return jnp.sum(jnp.where(is_kth, x, 0), axis=-1, keepdims=True) / jnp.sum(is_kth, axis=-1, keepdims=True)
+    ties = jnp.sum(is_kth, axis=-1, keepdims=True)
+    mean = jnp.sum(jnp.where(is_kth, x / ties, 0), axis=-1, keepdims=True)
+    # The value is exact; tied entries share the gradient.
+    return jax.lax.bitcast_convert_type(found, x.dtype) + (mean - jax.lax.stop_gradient(mean))

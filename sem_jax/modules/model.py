@@ -151,7 +151,7 @@ def init_model(config: ModelConfig, seed: int) -> ModelParts:
         nonlocal graphdef
         parts = split_model(SEM(config, nnx.Rngs(params=key)))
         graphdef = parts.graphdef
-        # Initialisers leave weak types behind; a training step returns strong ones and would be compiled again for them.
+        # Initialisers leave weak types behind; a step returns strong ones and would be compiled again for them.
         return jax.tree.map(lambda x: x.astype(x.dtype), (parts.params, parts.buffers))
 
     params, buffers = jax.jit(create)(jax.random.key(seed))  # one compilation instead of one for every operation
