@@ -324,6 +324,10 @@ def _validate_model(model: ModelConfig) -> None:
         f"config.model.encoder.sdr_candidates = {encoder.sdr_candidates}",
     )
     _require(
+        encoder.sdr_sparsity > 1,
+        "config.model.encoder.sdr_sparsity = 1 keeps no column, since the largest entry is the threshold; raise it",
+    )
+    _require(
         encoder.transport != "none" or encoder.embedding_skip,
         "config.model.encoder.transport = none needs config.model.encoder.embedding_skip = True, or no token gets in",
     )

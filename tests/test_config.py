@@ -101,7 +101,8 @@ MAY_BE_ZERO = SIGNED | {
     "model.propagator.cayley_dt", "model.propagator.rewire_probability", "model.born_floor", "optimizer.warmup_steps",
     "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay",
     "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents", "training.seed",
-    "training.ema_decay", "training.overfit_batches", "sampling.temperature", "sampling.top_k", "sampling.context_length",
+    "training.ema_decay", "training.overfit_batches", "sampling.temperature", "sampling.top_k",
+    "sampling.context_length",
 }  # fmt: skip
 
 

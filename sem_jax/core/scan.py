@@ -52,6 +52,7 @@ def linear_recurrence(a: Array, b: Array, h0: Array, method: str = "auto") -> tu
     Raises:
       ValueError: unknown method, or shapes or dtypes that do not agree.
     """
+    a, b, h0 = map(jnp.asarray, (a, b, h0))
     method = default_method() if method == "auto" else method
     if method not in METHODS:
         raise ValueError(f"scan method {method!r} is not one of {', '.join(METHODS)}, auto")

@@ -37,7 +37,7 @@ class Encoder(nnx.Module):
         """Column sums of the causal Sinkhorn sweeps before the first token; without entries in the other forms."""
         config = self.config
         sweeps = config.sinkhorn_max_iter if config.transport == "causal_sinkhorn" else 0
-        mass = sinkhorn.initial_log_mass(sweeps, config.sdr_candidates, config.sinkhorn_prior)
+        mass = sinkhorn.initial_log_mass(sweeps, config.sdr_candidates, config.sinkhorn_prior, self.embedding.dtype)
         return jnp.broadcast_to(mass, (sweeps, batch_size, config.sdr_candidates))
 
     def __call__(
