@@ -10,8 +10,8 @@ Variants, as `--config=configs/max_aggression.py:NAME`:
   smoke        3 real optimizer steps on CPU at full learning rate: the same model on one batch of 2 x 64, repeated
 
 Command:  python -m sem_jax.train --config=configs/max_aggression.py --workdir=runs/max_aggression
-Cost:     meant for a GPU or TPU; 100,000 steps of 4096 sequences. The seed's second stage, 2048 tokens a sequence, is
-          --config.data.seq_length=2048 in the same workdir's successor.
+Cost:     meant for a GPU or TPU; 100,000 steps of 4096 sequences. The seed's second stage has 2048
+          tokens a sequence: --config.data.seq_length=2048.
 """
 
 from ml_collections import ConfigDict

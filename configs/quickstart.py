@@ -1,6 +1,7 @@
 """A small SEM on the Python standard library: learns visibly in minutes on two CPU cores.
 
-1000 steps of 16 x 64 tokens of a 2048-token BPE, 1.2 M parameters of which two thirds are vocabulary.
+1000 steps of 16 x 64 tokens of a 2048-token BPE, 1.1 M parameters of which two thirds are vocabulary. Reaches 2.172
+bits/byte on held-out files, without one skipped step; a step takes about 0.6 s on two shared cores.
 
 Command:  python -m sem_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
