@@ -2,9 +2,10 @@
 
 H is real, symmetric and positive semi-definite, so U is unitary (‖x‖ = ‖ψ‖) and complex symmetric (U = Uᵀ).
 
-Why not plain conjugate gradients on (I + ihH)x = (I − ihH)ψ? That matrix is not Hermitian, the recurrence of CG loses
-its meaning, and although the condition number is close to 1 the residual never falls; more iterations make it worse
-(`cg_on_cayley` shows it). Multiplying by (I − ihH) gives the normal equations
+Why not plain conjugate gradients on (I + ihH)x = (I − ihH)ψ? That matrix is not Hermitian. CG divides by the curvature
+⟨p, (I + ihH)p⟩, whose real part is ‖p‖²: the step lengths know nothing of H. Although the condition number is close to
+1, the residual never falls, and more iterations make it worse (`cg_on_cayley` shows it). Multiplying by (I − ihH) gives
+the normal equations
 
     (I + h²H²) z = (I − ihH) ψ,    x = 2z − ψ,
 
@@ -20,7 +21,8 @@ Both matrices equal their transpose, so with the cotangent x̄ (JAX's, not conju
     ψ̄ = y,    (H̄, h̄) = pullback of (H, h) ↦ −ih·H(x + ψ) at μ.
 
 One further unitary step with the same solver and tolerance; nothing is stored for the iterations. The rule needs only
-that U is applied accurately, so every solver shares it.
+that U is applied accurately, so every solver shares it, and as both its steps are unitary steps again it can be
+differentiated in turn.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from sem_jax.core.complex_ops import abs_sq, complex_matmul
@@ -45,8 +46,8 @@ class SolverOptions(NamedTuple):
 
     solver: str = "cg"
     max_iter: int = 8  # of cg and cg_on_cayley
-    tol: float = 1e-7  # relative residual of cg
-    degree: int = 24  # of chebyshev
+    tol: float = 1e-7  # relative residual at which cg and chebyshev stop
+    degree: int = 64  # of chebyshev, at most; enough for single precision while hλ <= 10
 
 
 DEFAULT_OPTIONS = SolverOptions()
@@ -57,20 +58,21 @@ def cayley_step(
 ) -> tuple[Array, SolveInfo]:
     """x = (I + ihH)⁻¹(I − ihH)ψ.
 
-    Differentiable in reverse mode in ψ, h and the weights of H, whatever the solver.
+    Differentiable in reverse mode, any number of times, in ψ, h and the weights of H, whatever the solver. Forward mode
+    (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) JAX refuses with a TypeError: nest `jax.grad` or `jax.jacrev` instead.
 
     Args:
       hamiltonian: edge list or matrix; "dense" builds the matrix from an edge list.
       psi: [..., D], complex; every leading index is a token of its own.
       h: half the time step.
       options: the solver and its limits. "cg": normal equations, O(iterations) products with H a token. "dense": U
-        built once by a Cholesky factorisation, one product a token. "chebyshev": expansion of fixed degree without
-        inner products. "cg_on_cayley": plain CG on the non-Hermitian matrix, the PyTorch original's mistake, kept to
-        be shown.
+        built once by a Cholesky factorisation, one product a token. "chebyshev": expansion without inner products,
+        of the degree that `tol` needs, one product with H a degree. "cg_on_cayley": plain CG on the non-Hermitian
+        matrix, the PyTorch original's mistake, kept to be shown; its gradient is as wrong as its answer.
 
     Returns:
-      (x, info): x [..., D]; info.residual [...] = ‖(I + ihH)x − (I − ihH)ψ‖/‖ψ‖, zero for ψ = 0; no gradient flows
-      through info.
+      (x, info): x [..., D]; info.iterations counts those of CG, or the degree; info.residual [...] =
+      ‖(I + ihH)x − (I − ihH)ψ‖/‖ψ‖, zero for ψ = 0, says whether they were enough; no gradient flows through info.
 
     Raises:
       ValueError: unknown solver, or ψ is not complex.
@@ -83,8 +85,10 @@ def cayley_step(
     if options.solver == "dense" and not isinstance(hamiltonian, DenseHamiltonian):
         hamiltonian = to_dense(hamiltonian, dim)
     h = jnp.asarray(h, psi.real.dtype)
-    x, iterations = _unitary(options, hamiltonian, psi, h)
-    return x, jax.lax.stop_gradient(SolveInfo(iterations, cayley_residual(hamiltonian, psi, x, h)))
+    # Constant under differentiation: the rule of `_unitary` accounts for all that depends on H and h.
+    prepared = _prepare(options, *jax.lax.stop_gradient((hamiltonian, h)), dim)
+    x, iterations = _unitary(options, prepared, hamiltonian, psi, h)
+    return x, SolveInfo(iterations, cayley_residual(*jax.lax.stop_gradient((hamiltonian, psi, x, h))))
 
 
 def cayley_residual(hamiltonian: Hamiltonian, psi: Array, x: Array, h: float | Array) -> Array:
@@ -94,32 +98,7 @@ def cayley_residual(hamiltonian: Hamiltonian, psi: Array, x: Array, h: float | A
     return jnp.sqrt(jnp.sum(abs_sq(residual), axis=-1) / jnp.where(size > 0, size, 1))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _unitary(options: SolverOptions, hamiltonian: Hamiltonian, psi: Array, h: Array) -> tuple[Array, Array]:
-    """(U·ψ, iterations)."""
-    return _apply(options, hamiltonian, _prepare(options, hamiltonian, psi.shape[-1], h), psi, h)
-
-
-def _unitary_forward(options: SolverOptions, hamiltonian: Hamiltonian, psi: Array, h: Array):
-    prepared = _prepare(options, hamiltonian, psi.shape[-1], h)
-    x, iterations = _apply(options, hamiltonian, prepared, psi, h)
-    return (x, iterations), (hamiltonian, prepared, psi, h, x)
-
-
-def _unitary_backward(options: SolverOptions, residuals, cotangents):
-    hamiltonian, prepared, psi, h, x = residuals
-    x_bar, _ = cotangents
-    y, _ = _apply(options, hamiltonian, prepared, x_bar, h)
-    mu = (x_bar + y) / 2
-    _, pull_back = jax.vjp(lambda ham, step: -1j * step * matvec(ham, x + psi), hamiltonian, h)
-    hamiltonian_bar, h_bar = pull_back(mu)
-    return hamiltonian_bar, y, h_bar
-
-
-_unitary.defvjp(_unitary_forward, _unitary_backward)
-
-
-def _prepare(options: SolverOptions, hamiltonian: Hamiltonian, dim: int, h: Array) -> Array | None:
+def _prepare(options: SolverOptions, hamiltonian: Hamiltonian, h: Array, dim: int) -> Array | None:
     """What a solver needs of H alone, computed once for both directions: U, or the spectral bound."""
     if options.solver == "dense":
         assert isinstance(hamiltonian, DenseHamiltonian)
@@ -127,16 +106,36 @@ def _prepare(options: SolverOptions, hamiltonian: Hamiltonian, dim: int, h: Arra
     return spectral_bound(hamiltonian, dim) if options.solver == "chebyshev" else None
 
 
-def _apply(
-    options: SolverOptions, hamiltonian: Hamiltonian, prepared: Array | None, psi: Array, h: Array
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unitary(
+    options: SolverOptions, prepared: Array | None, hamiltonian: Hamiltonian, psi: Array, h: Array
 ) -> tuple[Array, Array]:
+    """(U·ψ, iterations)."""
     if options.solver == "dense":
         assert prepared is not None
         return complex_matmul(psi, prepared, HIGHEST), jnp.int32(1)
     if options.solver == "chebyshev":
         assert prepared is not None
-        return _chebyshev(hamiltonian, psi, h, prepared, options.degree), jnp.int32(options.degree)
+        return _chebyshev(hamiltonian, psi, h, prepared, options)
     return (_cg if options.solver == "cg" else _cg_on_cayley)(hamiltonian, psi, h, options)
+
+
+def _unitary_forward(options: SolverOptions, prepared: Array | None, hamiltonian: Hamiltonian, psi: Array, h: Array):
+    x, iterations = _unitary(options, prepared, hamiltonian, psi, h)
+    return (x, iterations), (prepared, hamiltonian, psi, h, x)
+
+
+def _unitary_backward(options: SolverOptions, residuals, cotangents):
+    prepared, hamiltonian, psi, h, x = residuals
+    x_bar, _ = cotangents
+    y, _ = _unitary(options, prepared, hamiltonian, x_bar, h)
+    mu = (x_bar + y) / 2
+    _, pull_back = jax.vjp(lambda ham, step: -1j * step * matvec(ham, x + psi), hamiltonian, h)
+    hamiltonian_bar, h_bar = pull_back(mu)
+    return None, hamiltonian_bar, y, h_bar
+
+
+_unitary.defvjp(_unitary_forward, _unitary_backward)
 
 
 def _cg(hamiltonian: Hamiltonian, psi: Array, h: Array, options: SolverOptions) -> tuple[Array, Array]:
@@ -163,50 +162,56 @@ def dense_unitary(matrix: Array, h: Array) -> Array:
     return jax.lax.complex(2 * inverse - identity, (imag + imag.T) / 2)
 
 
-def _chebyshev(hamiltonian: Hamiltonian, psi: Array, h: Array, bound: Array, degree: int) -> Array:
-    """Σ c_k T_k(2H/bound − I)ψ with the interpolation coefficients of f(λ) = (1 − ihλ)/(1 + ihλ) on [0, bound].
+def _chebyshev(
+    hamiltonian: Hamiltonian, psi: Array, h: Array, bound: Array, options: SolverOptions
+) -> tuple[Array, Array]:
+    """(Uψ, degree) by the Chebyshev series of f(λ) = (1 − ihλ)/(1 + ihλ) = −1 + 2/(1 + ihλ) on [0, bound].
 
-    Trefethen (2013), "Approximation Theory and Approximation Practice", chapters 3 and 8: f is analytic but for the
-    pole at λ = i/h, so the error falls geometrically with the degree, the faster the smaller h·bound.
+    With t = 2λ/bound − 1 and q = sqrt(1 + ih·bound), from the series of 1/(z − t) at the pole z = −1 + 2i/(h·bound):
+
+        f = −1 + (2/q)·(1 + 2 Σ_k w^k T_k(t)),    w = (1 − q)/(1 + q),  |w| < 1.
+
+    Trefethen (2013), "Approximation Theory and Approximation Practice", chapters 3 and 8. What is cut off after degree
+    n is at most (4/|q|)·|w|^(n+1)/(1 − |w|) of ‖ψ‖, its residual at most |q|² times that; n is the least for which
+    this is below `tol`, but from 1 to `options.degree`.
     """
-    # Constants in float64: a cosine of many radians would lose two digits in float32.
-    angle = (np.arange(degree + 1) + 0.5) * (np.pi / (degree + 1))
-    transform = np.cos(np.arange(degree + 1)[:, None] * angle) * (2 / (degree + 1))
-    transform[0] /= 2
-    node = 1j * h * bound * jnp.asarray((1 + np.cos(angle)) / 2, h.dtype)
-    coefficients = jnp.matmul(jnp.asarray(transform, psi.dtype), (1 - node) / (1 + node), precision=HIGHEST)
+    q = jnp.sqrt(1 + 1j * h * bound)
+    w = (1 - q) / (1 + q)
+    rate = jnp.abs(w)
+    needed = jnp.log(options.tol * (1 - rate) / (4 * jnp.abs(q))) / jnp.log(rate) - 1
+    degree = jnp.ceil(jnp.clip(needed, 1, options.degree)).astype(jnp.int32)
     scale = jnp.where(bound > 0, 2 / jnp.where(bound > 0, bound, 1), 0)
 
     def shifted(v: Array) -> Array:
         return scale * matvec(hamiltonian, v) - v
 
-    def step(carry, coefficient):
-        previous, current, total = carry
-        previous, current = current, 2 * shifted(current) - previous
-        return (previous, current, total + coefficient * current), None
+    def step(_, carry):
+        previous, current, coefficient, total = carry
+        previous, current, coefficient = current, 2 * shifted(current) - previous, coefficient * w
+        return previous, current, coefficient, total + coefficient * current
 
-    first = shifted(psi)
-    start = (psi, first, coefficients[0] * psi + coefficients[1] * first)
-    return jax.lax.scan(step, start, coefficients[2:])[0][2]
+    first, coefficient = shifted(psi), 4 / q * w
+    start = (psi, first, coefficient, (2 / q - 1) * psi + coefficient * first)
+    return jax.lax.fori_loop(1, degree, step, start)[3], degree
 
 
 def _cg_on_cayley(hamiltonian: Hamiltonian, psi: Array, h: Array, options: SolverOptions) -> tuple[Array, Array]:
-    """`max_iter` iterations of plain CG on I + ihH from zero, as if it were Hermitian."""
+    """`max_iter` iterations of plain CG on I + ihH from zero, with real step lengths, as if it were Hermitian."""
 
     def operator(v: Array) -> Array:
         return v + 1j * h * matvec(hamiltonian, v)
 
-    def dot(u: Array, v: Array) -> Array:
-        return jnp.sum(u.conj() * v, axis=-1, keepdims=True)
+    def real_dot(u: Array, v: Array) -> Array:
+        return jnp.sum(u.real * v.real + u.imag * v.imag, axis=-1, keepdims=True)
 
     def step(_, carry):
         x, r, p, rho = carry
         a_p = operator(p)
-        alpha = rho / (dot(p, a_p) + 1e-12)
+        alpha = rho / (real_dot(p, a_p) + 1e-12)
         x, r = x + alpha * p, r - alpha * a_p
-        rho_next = dot(r, r)
+        rho_next = real_dot(r, r)
         return x, r, r + rho_next / (rho + 1e-12) * p, rho_next
 
     rhs = psi - 1j * h * matvec(hamiltonian, psi)
-    start = (jnp.zeros_like(psi), rhs, rhs, dot(rhs, rhs))
+    start = (jnp.zeros_like(psi), rhs, rhs, real_dot(rhs, rhs))
     return jax.lax.fori_loop(0, options.max_iter, step, start)[0], jnp.int32(options.max_iter)

@@ -39,6 +39,10 @@ def conjugate_gradient(
     Returns:
       (x, info): x [..., D]; info.residual [...] is that of the recurrence. A zero rhs gives x = 0 at once.
     """
+    # Of entries near 1, the squares below neither underflow, which would look like an answer found, nor overflow.
+    largest = jnp.max(jnp.maximum(jnp.abs(rhs.real), jnp.abs(rhs.imag)), axis=-1, keepdims=True)
+    size = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
+    rhs = rhs * (1 / size)
     rhs_sq = _dot(rhs)
     threshold = tol**2 * rhs_sq
 
@@ -60,7 +64,7 @@ def conjugate_gradient(
     start = (jnp.zeros_like(rhs), rhs, rhs, rhs_sq, jnp.int32(0))
     x, _, _, rho, iterations = jax.lax.while_loop(unfinished, step, start)
     residual = jnp.sqrt(rho / jnp.where(rhs_sq > 0, rhs_sq, 1))[..., 0]
-    return x, SolveInfo(iterations, residual)
+    return x * size, SolveInfo(iterations, residual)
 
 
 def _dot(r: Array) -> Array:

@@ -13,6 +13,13 @@ from sem_jax.optim import Reason
 # A step's residual may exceed the tolerance by this factor before it counts as not converged (SPEC section 4).
 RESIDUAL_FACTOR = 10
 NORM_DRIFT_LIMIT = 1e-4
+_LOWER_DT = "lower config.model.propagator.cayley_dt"
+_CURES = {
+    "cg": f"raise config.model.propagator.cg_max_iter or {_LOWER_DT}",
+    "chebyshev": f"raise config.model.propagator.chebyshev_degree or {_LOWER_DT}",
+    "dense": f"rounding alone leaves as much where hλ is large: {_LOWER_DT}",
+    "cg_on_cayley": "it never converges: set config.model.propagator.solver = cg",
+}
 
 
 def convergence_warnings(stats: PropagatorStats, config: PropagatorConfig) -> list[str]:
@@ -28,7 +35,7 @@ def convergence_warnings(stats: PropagatorStats, config: PropagatorConfig) -> li
         if not residual <= limit:
             warnings.append(
                 f"propagator layer {layer}: {config.solver} left a residual of {residual:.1e} after {iterations} "
-                f"iterations, above {limit:.1e}; raise config.model.propagator.cg_max_iter or lower cayley_dt"
+                f"iterations, above {limit:.1e}; {_CURES[config.solver]}"
             )
         if not drift <= NORM_DRIFT_LIMIT:
             warnings.append(

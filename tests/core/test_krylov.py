@@ -99,9 +99,10 @@ def test_the_tolerance_is_relative_to_the_right_hand_side():
     matrix, _ = positive_definite(rng, np.geomspace(1, 100, 8))
     rhs = complex_array(rng, 8)
     x, info = solve(matrix, rhs, 50, 1e-6)
-    scaled, scaled_info = solve(matrix, 2.0**-40 * rhs, 50, 1e-6)
-    assert info.iterations == scaled_info.iterations
-    np.testing.assert_array_equal(scaled, 2.0**-40 * np.asarray(x))
+    for factor in (2.0**-600, 2.0**600):  # whose square is no number of double precision
+        scaled, scaled_info = solve(matrix, factor * rhs, 50, 1e-6)
+        assert info.iterations == scaled_info.iterations
+        np.testing.assert_array_equal(scaled, factor * np.asarray(x))
 
 
 def test_real_systems_stay_real():

@@ -50,6 +50,16 @@ def test_only_the_layer_beyond_a_limit_is_named():
     assert "not unitary" in warnings[1]
 
 
+@pytest.mark.parametrize(
+    ("solver", "cure"),
+    [("cg", "cg_max_iter"), ("chebyshev", "chebyshev_degree"), ("dense", "cayley_dt"), ("cg_on_cayley", "solver = cg")],
+)
+def test_the_cure_is_one_of_the_solver_in_use(solver, cure):
+    (warning,) = convergence_warnings(stats_of([1e-3], [0.0]), PropagatorConfig(solver=solver))
+    assert cure in warning
+    assert ("cg_max_iter" in warning) == (solver == "cg")
+
+
 def test_nan_is_a_warning_not_silence():
     assert len(convergence_warnings(stats_of([math.nan], [math.nan]), PropagatorConfig())) == 2
 
