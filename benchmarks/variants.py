@@ -17,6 +17,7 @@ from sem_jax.modules.model import count_parameters
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step
+from sem_jax.training.threads import single_threaded_lapack
 
 _PATH = flags.DEFINE_string("path", None, "Text file.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")
@@ -43,7 +44,7 @@ VARIANTS = {
 
 def configure(fields: dict, seed: int):
     config = default()
-    config.model.update(hidden_dim=_DIM.value, num_layers=_LAYERS.value, remat=True)
+    config.model.update(hidden_dim=_DIM.value, num_layers=_LAYERS.value, remat="elementwise")
     config.model.mixer.num_groups = _DIM.value // 16
     config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
@@ -75,7 +76,8 @@ def main(argv: list[str]) -> None:
     for group in _GROUPS.value:
         print(f"{group:24s}  nats/char  parameters  ms/step", flush=True)
         for name, fields in VARIANTS[group].items():
-            results = [run(fields, seed) for seed in range(_SEEDS.value)]
+            with single_threaded_lapack():
+                results = [run(fields, seed) for seed in range(_SEEDS.value)]
             losses = [loss for loss, _, _ in results]
             spread = f" ± {np.std(losses):.4f}" if len(losses) > 1 else ""
             print(

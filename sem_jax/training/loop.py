@@ -16,7 +16,8 @@ from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.reporter import Reporter
 from sem_jax.training.state import evaluated_params, init_state
-from sem_jax.training.step import make_train_step
+from sem_jax.training.step import TrainStep, make_train_step
+from sem_jax.training.threads import single_threaded_lapack
 from sem_jax.training.workdir import checkpoint_folder, prepare_workdir
 
 
@@ -28,17 +29,24 @@ class TrainResult(NamedTuple):
     validation: dict[str, float]  # of the last evaluation
 
 
-def train(config: Config, workdir: str | Path, echo: Callable[[str], None] = print) -> TrainResult:
+def train(
+    config: Config,
+    workdir: str | Path,
+    echo: Callable[[str], None] = print,
+    make_step: Callable[[Any, Config], TrainStep] | None = None,
+) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
     Args:
       config: the experiment.
       workdir: where metrics, checkpoints and the resolved configuration go.
       echo: prints a line.
+      make_step: in place of `make_train_step`, from the model's structure and the configuration to the step; see
+        `sem_jax.testing.planting`.
 
     Raises:
       ConfigError, DataError, CheckpointError: the input or the workdir cannot be used.
-      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row.
+      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
     """
     training = config.training
     dataset = open_dataset(config.data, training.seed, training.global_batch)
@@ -47,11 +55,12 @@ def train(config: Config, workdir: str | Path, echo: Callable[[str], None] = pri
         echo(f"changed since the last start: {change}")
 
     parts, state = init_state(config)
-    train_step = make_train_step(parts.graphdef, config)
+    train_step = (make_step or make_train_step)(parts.graphdef, config)
     evaluate = Evaluator(parts.graphdef, config, dataset)
     sampler = LanguageModel(config, dataset.tokenizer, parts)
     sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first evaluation
     with contextlib.ExitStack() as stack:
+        stack.enter_context(single_threaded_lapack())
         checkpointer = stack.enter_context(Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints))
         start = 0
         if checkpointer.latest_step() is not None:
@@ -59,7 +68,7 @@ def train(config: Config, workdir: str | Path, echo: Callable[[str], None] = pri
             echo(f"resuming from step {start}")
         echo(_describe(config, dataset, count_parameters(parts.params)))
         interrupted = stack.enter_context(_interruptible(echo))
-        report = stack.enter_context(Reporter(config, dataset, workdir, start))
+        report = stack.enter_context(Reporter(config, dataset, workdir, start, state, checkpointer))
         numbers = (step % (training.overfit_batches or step + 1) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(dataset.train.batch, numbers))
 
