@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import app, flags
 
 from sem_jax.config import ConfigError
 from sem_jax.data import DataError
+from sem_jax.interop import InteropError
 from sem_jax.training.checkpoint import CheckpointError
 from sem_jax.training.metrics import MetricsError
 from sem_jax.training.reporter import TrainingDiverged
 
-EXPECTED = (ConfigError, DataError, CheckpointError, MetricsError, TrainingDiverged)
+EXPECTED = (ConfigError, DataError, InteropError, CheckpointError, MetricsError, TrainingDiverged)
 
 
 def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -35,6 +37,21 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
             sys.exit(1)
 
     return run
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """For `absl.app.run(flags_parser=...)`: a missing config file or field is an error of one line, too."""
+    try:
+        arguments = app.parse_flags_with_usage(argv)
+        if "config" in flags.FLAGS:
+            getattr(flags.FLAGS["config"].value, "keys", None)  # a file that could not be loaded raises only now
+        return arguments
+    except AttributeError as error:  # ml_collections' own, around a KeyError with a suggestion
+        reason = f"--config has no field {error.args[0].args[0]}"
+    except OSError as error:
+        reason = f"--config: {error}"
+    print("error:", " ".join(reason.split()), file=sys.stderr)
+    sys.exit(1)
 
 
 def enable_compilation_cache() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import app, flags
 
 from sem_jax.api import load
-from sem_jax.cli import reporting_errors
+from sem_jax.cli import parse_flags, reporting_errors
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; without it, the run's own.")
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

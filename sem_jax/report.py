@@ -88,6 +88,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-    from sem_jax.cli import reporting_errors
+    from sem_jax.cli import parse_flags, reporting_errors
 
-    app.run(reporting_errors(main))
+    app.run(reporting_errors(main), flags_parser=parse_flags)

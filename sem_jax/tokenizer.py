@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sem_jax import config as config_lib
-from sem_jax.cli import reporting_errors
+from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import DataConfig
 from sem_jax.data.sources import Source, open_source
 from sem_jax.data.splits import split_documents, training_texts
@@ -68,4 +68,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

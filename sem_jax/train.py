@@ -8,7 +8,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from sem_jax.cli import reporting_errors
+from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import build
 from sem_jax.report import write_report
 from sem_jax.training.loop import train
@@ -34,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -67,6 +67,16 @@ def test_an_impossible_value_is_one_line(folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistyped_field_is_one_line(folder, tmp_path):
+    done = run(folder, training(folder, tmp_path / "run", "--config.optimizer.learningrate=1"))
+    assert_is_one_line_error(done, "learningrate", "learning_rate")
+
+
+def test_a_missing_config_file_is_one_line(folder, tmp_path):
+    done = run(folder, command("train", "--config=nowhere.py", f"--workdir={tmp_path}/run"))
+    assert_is_one_line_error(done, "nowhere.py", "No such file")
+
+
 def test_a_missing_data_file_is_one_line(folder, tmp_path):
     done = run(folder, training(folder, tmp_path / "run", "--config.data.path=nowhere/text.txt"))
     assert_is_one_line_error(done, "nowhere/text.txt")

@@ -13,6 +13,7 @@ from sem_jax.data.errors import DataError
 # the text of the same Python version differs by a handful of files between distributions.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _LEFT_OUT |= {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"}
+_LEFT_OUT |= {"encodings"}  # character tables, a seventh of all bytes: a small model would learn little else
 # Modules in which a distribution records or patches its own build.
 _MACHINE_SPECIFIC = ("_sysconfigdata", "sitecustomize")
 _TOPICS = Path("pydoc_data/topics.py")
