@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 Transport = Literal["none", "row_softmax", "population", "causal_sinkhorn", "sequence_sinkhorn"]
 Solver = Literal["cg", "dense", "chebyshev", "cg_on_cayley"]
 ScanMethod = Literal["auto", "sequential", "associative", "chunked"]
+Remat = Literal["none", "elementwise", "layers"]
 
 
 class ConfigError(ValueError):
@@ -65,11 +66,12 @@ class PropagatorConfig:
     matvec: Literal["dense", "sparse"] = "dense"  # the Hamiltonian as one matrix or as an edge list
     cayley_dt: float = 0.1  # time step; h = dt/2
     cg_max_iter: int = 8
-    cg_tol: float = 1e-7  # relative residual of one token
-    chebyshev_degree: int = 24
+    cg_tol: float = 1e-7  # relative residual of one token, of cg and chebyshev
+    chebyshev_degree: int = 64  # at most; the degree that cg_tol needs is used
     nonlinear_alpha: float = 0.1  # initial Kerr coefficient
     laplacian_sparsity: int = 8  # neighbours a node in the finest of the three graphs
     rewire_probability: float = 0.1  # share of long-range edges (Watts and Strogatz, 1998)
+    num_edges: tuple[int, int, int] = (0, 0, 0)  # edges of each graph, set by an import; 0: as laplacian_sparsity says
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class ModelConfig:
     propagator: PropagatorConfig = field(default_factory=PropagatorConfig)
     likelihood: Literal["born", "reference"] = "born"  # normalised Born rule, or the reference's unnormalised loss
     born_floor: float = 1e-6  # share of the uniform distribution mixed into the Born rule
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but real matrix products, or whole layers
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class DataConfig:
     max_documents: int = 0  # 0: all
     split: Literal["hash", "tail"] = "hash"  # hold out whole documents by hash, or the last share of the characters
     validation_fraction: float = 0.05
-    tokenizer: Literal["byte", "char", "bpe"] = "byte"
+    tokenizer: Literal["byte", "char", "bpe", "ids"] = "byte"  # ids: text is numbers, of a converted model
     tokenizer_path: str = ""  # a trained tokenizer; empty: train one on the source and cache it
     bpe_vocab_size: int = 4096
     seq_length: int = 128
@@ -150,7 +152,11 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
     overfit_batches: int = 0  # train on the first so many batches over and over, a check that learning works; 0: all
-    ema_decay: float = 0.0  # of the parameters; 0 keeps no average
+    ema_decay: float = 0.0  # of the parameters' moving average; 0 keeps no average
+    ema_decay_start: float = 0.0  # decay of the first step, where ema_decay_steps is not 0
+    ema_decay_steps: int = 0  # steps over which the decay goes linearly from ema_decay_start to ema_decay; 0: constant
+    distill_weight: float = 0.0  # α: (1−α)·loss + α·divergence from the averaged model, the teacher; 0 has no teacher
+    distill_temperature: float = 1.5  # softens teacher and student alike
 
 
 @dataclass(frozen=True)
@@ -248,6 +254,13 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         if value not in choices:
             raise ConfigError(f"{path} = {value!r} is not one of {', '.join(map(str, choices))}")
         return value
+    if typing.get_origin(hint) is tuple:
+        hints = typing.get_args(hint)
+        if not isinstance(value, list | tuple) or len(value) != len(hints):  # JSON knows no tuples
+            raise ConfigError(f"{path} = {value!r} must be {len(hints)} values, such as {(0,) * len(hints)}")
+        return tuple(
+            _typed(each, entry, f"{path}[{i}]") for i, (each, entry) in enumerate(zip(hints, value, strict=True))
+        )
     assert not isinstance(hint, types.UnionType), f"{path}: unions are not supported"
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -269,19 +282,20 @@ _POSITIVE = """
     optimizer.noise_floor optimizer.noise_cap optimizer.guard_min_scale optimizer.guard_regrow_steps
     optimizer.guard_max_consecutive data.bpe_vocab_size data.seq_length training.max_steps training.global_batch
     training.micro_batch training.log_every training.eval_every training.eval_batches training.health_every
-    training.checkpoint_every training.keep_checkpoints sampling.max_tokens
+    training.checkpoint_every training.keep_checkpoints training.distill_temperature sampling.max_tokens
 """.split()
 
 _NOT_NEGATIVE = """
     model.vocab_size model.encoder.sinkhorn_prior model.mixer.clamp_interval model.propagator.cayley_dt
     optimizer.warmup_steps optimizer.decay_steps optimizer.weight_decay optimizer.clip_norm optimizer.temperature
-    optimizer.unitary_lambda data.max_documents training.overfit_batches training.seed
+    optimizer.unitary_lambda data.max_documents training.overfit_batches training.seed training.ema_decay_steps
     sampling.top_k sampling.temperature sampling.context_length
 """.split()
 
 _SHARE = """
     model.encoder.population_rate model.propagator.rewire_probability model.born_floor optimizer.lr_min_ratio
-    optimizer.b1 optimizer.b2 optimizer.guard_backoff data.validation_fraction training.ema_decay sampling.top_p
+    optimizer.b1 optimizer.b2 optimizer.guard_backoff data.validation_fraction training.ema_decay
+    training.ema_decay_start training.distill_weight sampling.top_p
 """.split()
 
 
@@ -332,6 +346,10 @@ def _validate_model(model: ModelConfig) -> None:
         "config.model.encoder.transport = none needs config.model.encoder.embedding_skip = True, or no token gets in",
     )
     _require(
+        min(model.propagator.num_edges) >= 0,
+        f"config.model.propagator.num_edges = {model.propagator.num_edges} must not be negative",
+    )
+    _require(
         mixer.ring_max_timescale > 1,
         f"config.model.mixer.ring_max_timescale = {mixer.ring_max_timescale} must exceed 1 token",
     )
@@ -343,6 +361,25 @@ def _validate_run(config: Config) -> None:
         training.global_batch % training.micro_batch == 0,
         f"config.training.micro_batch = {training.micro_batch} must divide "
         f"config.training.global_batch = {training.global_batch}",
+    )
+    _require(
+        not (training.ema_decay and training.ema_decay_steps) or training.ema_decay_start <= training.ema_decay,
+        f"config.training.ema_decay_start = {training.ema_decay_start} must not exceed "
+        f"config.training.ema_decay = {training.ema_decay}",
+    )
+    _require(
+        not training.distill_weight or training.ema_decay > 0,
+        f"config.training.distill_weight = {training.distill_weight} needs a teacher, the average of the parameters; "
+        "set config.training.ema_decay, to 0.9999 say, or config.training.distill_weight = 0",
+    )
+    _require(
+        training.distill_weight < 1,
+        "config.training.distill_weight = 1 leaves nothing to learn from but the model itself; lower it",
+    )
+    _require(
+        not training.distill_weight or config.model.likelihood == "reference" or config.model.born_floor > 0,
+        "config.training.distill_weight needs config.model.born_floor > 0: the divergence from the teacher is infinite "
+        "where an amplitude vanishes",
     )
     _require(
         optimizer.warmup_steps + optimizer.decay_steps <= training.max_steps,

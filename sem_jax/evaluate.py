@@ -1,4 +1,8 @@
-"""Measures a model on held-out text: python -m sem_jax.evaluate --workdir=runs/quickstart."""
+"""Measures a model on held-out text, or on given tokens.
+
+python -m sem_jax.evaluate --workdir=runs/quickstart
+python -m sem_jax.evaluate --workdir=runs/imported --tokens=tokens.npy --dump=outputs.npz
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,20 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sem_jax.api import load
-from sem_jax.cli import reporting_errors
+from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import Config, build, default, override
 from sem_jax.data import open_dataset
+from sem_jax.data.arrays import read_token_freqs, read_tokens, write_arrays
+from sem_jax.language_model import LanguageModel
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.health import convergence_warnings
+from sem_jax.training.token_outputs import token_outputs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
+_TOKENS = flags.DEFINE_string("tokens", None, "Token ids [B, S] in a .npy file; without it, held-out text.")
+_TOKEN_FREQS = flags.DEFINE_string("token_freqs", None, "Token frequencies [V] in a .npy file, for the transport cost.")
+_DUMP = flags.DEFINE_string("dump", None, "Write what the model says about --tokens to this .npz file.")
 config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
 
 
@@ -26,8 +36,17 @@ def main(argv: list[str]) -> None:
     """Runs the command line."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
+    if _TOKENS.value is None and (_TOKEN_FREQS.value is not None or _DUMP.value is not None):
+        raise app.UsageError("--token_freqs and --dump need --tokens")
     model = load(_WORKDIR.value, _STEP.value)
     config = _with_overrides(model.config)
+    if _TOKENS.value is None:
+        _evaluate_text(model, config)
+    else:
+        _evaluate_tokens(model, config, _TOKENS.value)
+
+
+def _evaluate_text(model: LanguageModel, config: Config) -> None:
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
     evaluation = Evaluator(model.parts.graphdef, config, dataset)(model.parts.params, model.parts.buffers)
     values = evaluation.values
@@ -43,6 +62,19 @@ def main(argv: list[str]) -> None:
         print(f"warning: {warning}")
 
 
+def _evaluate_tokens(model: LanguageModel, config: Config, path: str) -> None:
+    vocab_size = config.model.vocab_size
+    tokens = read_tokens(path, vocab_size)
+    freqs = None if _TOKEN_FREQS.value is None else read_token_freqs(_TOKEN_FREQS.value, vocab_size)
+    outputs = token_outputs(model.parts, tokens, freqs, config.optimizer.unitary_lambda)
+    print(f"{model!r}")
+    for name in ("loss", "nll", "unitary_divergence"):
+        print(f"{name:18s} {outputs[name]:.6f}")
+    if _DUMP.value is not None:
+        write_arrays(_DUMP.value, outputs)
+        print(f"{_DUMP.value}: {', '.join(outputs)}")
+
+
 def _with_overrides(config: Config) -> Config:
     """The run's configuration with the fields of the command line, read with the run's own tokenizer."""
     changed = build(override(dataclasses.asdict(config), config_flags.get_override_values(flags.FLAGS["config"])))
@@ -51,4 +83,4 @@ def _with_overrides(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -12,6 +12,7 @@ import numpy as np
 
 from sem_jax.config import Config, SamplingConfig, build
 from sem_jax.data import DataError, Tokenizer
+from sem_jax.data.arrays import checked_tokens
 from sem_jax.decoding import Decoder, SamplingOptions
 from sem_jax.modules.model import ModelParts, count_parameters
 
@@ -59,19 +60,8 @@ class LanguageModel:
         Raises:
           DataError: a token id is outside the vocabulary, or the shape is not [B, S].
         """
-        return self._log_probs(self.parts.params, self.parts.buffers, jnp.asarray(self._checked(tokens)))
-
-    def _checked(self, tokens: np.ndarray | jax.Array) -> np.ndarray:
-        array = np.asarray(tokens)
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-            raise DataError(f"tokens must be integers of shape [B, S], got {array.dtype} of shape {list(array.shape)}")
-        # An index outside the array would silently read another row, or NaN.
-        if array.size and (array.min() < 0 or array.max() >= self.tokenizer.vocab_size):
-            raise DataError(
-                f"token ids {array.min()}..{array.max()} leave the vocabulary 0..{self.tokenizer.vocab_size - 1}; "
-                "encode the text with this model's own tokenizer"
-            )
-        return array.astype(np.int32)
+        checked = checked_tokens(np.asarray(tokens), self.tokenizer.vocab_size)
+        return self._log_probs(self.parts.params, self.parts.buffers, jnp.asarray(checked))
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """Ids of a prompt as the start of a document, [n], n >= 1.

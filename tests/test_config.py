@@ -1,10 +1,13 @@
 """What a configuration accepts, and what it says about the rest."""
 
 import dataclasses
+import json
 import math
+import sys
 
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 from small import fields
 
 from sem_jax.config import Config, ConfigError, build, default, override, to_config_dict, with_vocabulary
@@ -73,7 +76,7 @@ def test_an_unknown_field_is_refused_with_the_right_one(values, message):
         ("model.hidden_dim", True, "int"),
         ("model.hidden_dim", None, "int"),
         ("model.hidden_dim", math.inf, "int"),
-        ("model.remat", 1, "bool"),
+        ("model.remat", "some", "elementwise"),
         ("optimizer.learning_rate", "1e-3", "float"),
         ("optimizer.learning_rate", False, "float"),
         ("name", 3, "str"),
@@ -101,7 +104,8 @@ MAY_BE_ZERO = SIGNED | {
     "model.propagator.cayley_dt", "model.propagator.rewire_probability", "model.born_floor", "optimizer.warmup_steps",
     "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay",
     "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents", "training.seed",
-    "training.ema_decay", "training.overfit_batches", "sampling.temperature", "sampling.top_k",
+    "training.distill_weight", "training.ema_decay", "training.ema_decay_start", "training.ema_decay_steps",
+    "training.overfit_batches", "sampling.temperature", "sampling.top_k",
     "sampling.context_length",
 }  # fmt: skip
 
@@ -146,6 +150,16 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"optimizer.guard_backoff": 1.0}, ["guard_backoff"]),
         ({"sampling.top_p": 1.1}, ["top_p = 1.1"]),
         ({"training.ema_decay": 1.01}, ["ema_decay = 1.01"]),
+        (
+            {"training.ema_decay": 0.9, "training.ema_decay_start": 0.99, "training.ema_decay_steps": 10},
+            ["training.ema_decay_start = 0.99", "training.ema_decay = 0.9"],
+        ),
+        ({"training.distill_weight": 0.5}, ["training.distill_weight = 0.5 needs a teacher", "training.ema_decay"]),
+        ({"training.distill_weight": 1.0, "training.ema_decay": 0.9}, ["training.distill_weight = 1"]),
+        (
+            {"training.distill_weight": 0.5, "training.ema_decay": 0.9, "model.born_floor": 0.0},
+            ["training.distill_weight", "model.born_floor > 0"],
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -165,11 +179,43 @@ def test_fields_that_exclude_each_other_are_named_together(changes, named):
         {"training.micro_batch": 8},
         {"model.encoder.transport": "none"},
         {"sampling.top_p": 1.0},
+        {"training.ema_decay": 0.9, "training.ema_decay_start": 0.9, "training.ema_decay_steps": 10},
+        {"training.ema_decay": 0.9, "training.ema_decay_start": 0.99},  # a constant decay has no start
+        {"training.ema_decay": 0.9, "training.distill_weight": 0.99},
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=lambda changes: list(changes)[-1],
 )
 def test_the_border_of_a_rule_is_allowed(changes):
     build(override(dataclasses.asdict(Config()), changes))
+
+
+def test_a_tuple_survives_json_a_config_dict_and_the_command_line(monkeypatch):
+    config = build({"model": {"propagator": {"num_edges": [78, 160.0, 320]}}})
+    assert config.model.propagator.num_edges == (78, 160, 320)
+    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert build(to_config_dict(config)) == config
+    monkeypatch.setattr(sys, "argv", ["train", "--config.model.propagator.num_edges=(1, 2, 3)"])
+    command_line = flags.FlagValues()
+    flag = config_flags.DEFINE_config_dict("config", to_config_dict(config), flag_values=command_line)
+    command_line(sys.argv)
+    assert build(flag.value).model.propagator.num_edges == (1, 2, 3)
+    assert hash(config) == hash(build(dataclasses.asdict(config)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((1, 2), r"num_edges = \(1, 2\) must be 3 values, such as \(0, 0, 0\)"),
+        (7, r"num_edges = 7 must be 3 values"),
+        ("123", r"num_edges = '123' must be 3 values"),
+        ((1, 2, "3"), r"num_edges\[2\] = '3' must be of type int"),
+        ((1, 2.5, 3), r"num_edges\[1\] = 2.5 must be of type int"),
+        ((1, -2, 3), r"num_edges = \(1, -2, 3\) must not be negative"),
+    ],
+)
+def test_a_wrong_tuple_is_refused_by_name(value, message):
+    with pytest.raises(ConfigError, match=rf"config\.model\.propagator\.{message}"):
+        build(nested("model.propagator.num_edges", value))
 
 
 def test_override_changes_the_named_fields_of_a_copy():

@@ -95,6 +95,7 @@ def test_the_reader_sees_every_form_of_import():
         (("modules",), {"core", "modules", "config"}),
         (("losses", "optim"), {"core", "modules", "config", "losses", "optim"}),
         (("data",), {"data", "config"}),
+        (("interop",), {"core", "modules", "config", "data", "interop"}),
         (("decoding",), {"core", "modules", "config"}),
         (("language_model",), {"core", "modules", "config", "data", "decoding"}),
     ],

@@ -7,6 +7,7 @@ matrix built from it, and every row of H sums to zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,8 +34,10 @@ class DenseHamiltonian(NamedTuple):
 Hamiltonian = SparseHamiltonian | DenseHamiltonian
 
 
-def small_world_edges(num_nodes: int, neighbours: int, rewire_probability: float, seed: int) -> np.ndarray:
-    """Edges of a small-world graph (Watts and Strogatz, 1998) with exactly floor(num_nodes·neighbours / 2) edges.
+def small_world_edges(
+    num_nodes: int, neighbours: int, rewire_probability: float, seed: int, num_edges: int = 0
+) -> np.ndarray:
+    """Edges of a small-world graph (Watts and Strogatz, 1998), exactly floor(num_nodes·neighbours / 2) or `num_edges`.
 
     A ring lattice in which every node is joined to its nearest `neighbours` nodes; each edge keeps one end and moves
     the other to a random node with the given probability. Differs from the PyTorch original, which adds long-range
@@ -45,12 +48,13 @@ def small_world_edges(num_nodes: int, neighbours: int, rewire_probability: float
       neighbours: mean degree; at num_nodes − 1 and above the graph is complete.
       rewire_probability: in [0, 1].
       seed: of the rewiring.
+      num_edges: E; 0: as `neighbours` says. What a complete graph has no room for is padding, edges from 0 to 0.
 
     Returns:
-      [2, E] int32, i < j in each column, no edge twice, sorted.
+      [2, E] int32, i < j in each column, no edge twice, sorted; the padding stands last.
     """
     neighbours = min(neighbours, num_nodes - 1)
-    count = num_nodes * neighbours // 2
+    count = min(num_edges or num_nodes * neighbours // 2, num_nodes * (num_nodes - 1) // 2)
     adjacent: list[set[int]] = [set() for _ in range(num_nodes)]
     edges: list[tuple[int, int]] = []
     for distance in range(1, num_nodes // 2 + 1):
@@ -69,26 +73,27 @@ def small_world_edges(num_nodes: int, neighbours: int, rewire_probability: float
         adjacent[node] ^= {old, new}
         adjacent[old].remove(node)
         adjacent[new].add(node)
-    return np.array(sorted((min(edge), max(edge)) for edge in edges), np.int32).T.reshape(2, -1)
+    columns = np.array(sorted((min(edge), max(edge)) for edge in edges), np.int32).T.reshape(2, -1)
+    return np.pad(columns, ((0, 0), (0, max(num_edges - count, 0))))
 
 
-def combine_scales(edges: Array, edge_weights: Array, scale_of_edge: Array, scale_logits: Array) -> SparseHamiltonian:
-    """One Laplacian from several graphs: weight_e = softmax(scale_logits)[scale_of_edge]·softplus(edge_weights).
+def combine_scales(edges: Sequence[Array], edge_weights: Sequence[Array], scale_logits: Array) -> SparseHamiltonian:
+    """One Laplacian from several graphs: the edges of scale k weigh softmax(scale_logits)_k·softplus(edge_weights_k).
 
     Args:
-      edges: [2, E] int, the edge lists of all scales end to end.
-      edge_weights: [E] real, before softplus.
-      scale_of_edge: [E] int.
+      edges: of each scale, [2, E_k] int.
+      edge_weights: of each scale, [E_k] real, before softplus.
       scale_logits: [number of scales] real.
     """
-    share = jax.nn.softmax(scale_logits)[scale_of_edge]
-    return SparseHamiltonian(edges, share * jax.nn.softplus(edge_weights))
+    share = jax.nn.softmax(scale_logits)
+    weights = [share[k] * jax.nn.softplus(raw) for k, raw in enumerate(edge_weights)]
+    return SparseHamiltonian(jnp.concatenate(edges, axis=1), jnp.concatenate(weights))
 
 
 def to_dense(hamiltonian: SparseHamiltonian, dim: int) -> DenseHamiltonian:
     """The matrix of the same Laplacian, [dim, dim]."""
     i, j = hamiltonian.edges
-    weights = hamiltonian.weights
+    weights = jnp.where(i == j, 0, hamiltonian.weights)  # w + w − w − w is not 0 once it is added to other weights
     matrix = jnp.zeros((dim, dim), weights.dtype)
     matrix = matrix.at[i, i].add(weights).at[j, j].add(weights)
     return DenseHamiltonian(matrix.at[i, j].add(-weights).at[j, i].add(-weights))

@@ -8,11 +8,11 @@ import glob
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sem_jax.data.errors import DataError
 
@@ -75,17 +75,28 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
       DataError: the folder cannot be created or written to.
     """
-    temporary = None
+    with open_atomically(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write that stands at `path` when the context is left, and not at all if that is by an exception.
+
+    Raises:
+      DataError: the folder cannot be created or written to.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            yield file
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ class StreamWriter:
             self._tokens += len(packed)
             self._bytes += len(text.encode("utf-8"))
             self._documents += 1
-            self._max_id = max(self._max_id, int(packed.max()))
+            self._max_id = max(self._max_id, int(packed.max(initial=0)))
         self._pending, self._pending_chars = [], 0
 
     def __enter__(self) -> StreamWriter:

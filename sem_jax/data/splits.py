@@ -19,7 +19,7 @@ def split_documents(source: Source, config: DataConfig) -> Iterator[tuple[Split,
 
     `hash` holds out whole documents by a hash of their text: adding, removing or reordering documents moves no other
     document, and copies of one text never stand on both sides. `tail` takes all text as one stream and holds out its
-    last share of characters; the document on the cut becomes two.
+    last share of characters; the document on the cut becomes two, and a number of the ids tokenizer stays whole.
 
     Raises:
       DataError: after the last document, when one of the splits is empty.
@@ -55,9 +55,17 @@ def _by_position(source: Source, config: DataConfig) -> Iterator[tuple[Split, st
     total = sum(len(text) for text in source.read())
     left = int(total * (1 - config.validation_fraction))  # characters of training text still to come
     for text in source.read():
-        head, tail = text[:left], text[left:]
-        left -= len(head)
+        cut = _start_of_word(text, left) if config.tokenizer == "ids" else left
+        head, tail = text[:cut], text[cut:]
+        left = max(left - len(text), 0)
         if head:
             yield "train", head
         if tail:
             yield "validation", tail
+
+
+def _start_of_word(text: str, position: int) -> int:
+    """`position`, or the start of the word that it would cut in two."""
+    while 0 < position < len(text) and not text[position - 1].isspace() and not text[position].isspace():
+        position -= 1
+    return position

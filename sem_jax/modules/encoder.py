@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -11,6 +12,12 @@ from sem_jax.config import ModelConfig
 from sem_jax.core import sinkhorn
 from sem_jax.core.complex_ops import expi
 from sem_jax.modules.linear import Linear
+from sem_jax.modules.probe import Probe, unobserved
+
+
+def rotation_frequency(dim: int) -> np.ndarray:
+    """10000^(−j/D), [D] in double precision: radians that each channel turns from one position to the next."""
+    return 10000.0 ** (-np.arange(dim) / dim)
 
 
 class Encoder(nnx.Module):
@@ -24,6 +31,8 @@ class Encoder(nnx.Module):
         self.config = config.encoder
         dim, encoder = config.hidden_dim, config.encoder
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, dim)))
+        # A buffer, so that an imported model turns by its own frequencies to the bit.
+        self.frequency = nnx.Variable(jnp.asarray(rotation_frequency(dim), self.embedding.dtype))
         if encoder.transport == "none":
             return
         self.input_proj = Linear(dim, encoder.cost_dim, rngs=rngs)
@@ -41,7 +50,12 @@ class Encoder(nnx.Module):
         return jnp.broadcast_to(mass, (sweeps, batch_size, config.sdr_candidates))
 
     def __call__(
-        self, tokens: Array, position: Array, state: Array, token_freqs: Array | None = None
+        self,
+        tokens: Array,
+        position: Array,
+        state: Array,
+        token_freqs: Array | None = None,
+        probe: Probe = unobserved,
     ) -> tuple[Array, Array, Array]:
         """Encodes tokens.
 
@@ -50,21 +64,23 @@ class Encoder(nnx.Module):
           position: [B, S] int, position of each token in its document.
           state: as from `initial_state`.
           token_freqs: [V], optional frequencies f; the cost is divided by log(f + e).
+          probe: sees the parts.
 
         Returns:
           (psi [B, S, D] complex, state, column_share [M]): the mean of the plan's rows, what the population potential
           is to even out.
         """
-        x = self.embedding[...][tokens]
+        x = probe("embedding", self.embedding[...][tokens])
         hidden = x if self.config.embedding_skip else jnp.zeros_like(x)
         column_share = jnp.zeros(self.config.sdr_candidates)
         if self.config.transport != "none":
             plan, state = self.plan(x, tokens, position, state, token_freqs)
+            plan = probe("plan", plan)
             column_share = jnp.mean(plan, axis=(0, 1))
-            hidden = hidden + self.sdr_to_hidden(sinkhorn.sparsify(plan, self.config.sdr_sparsity))
-        dim = x.shape[-1]
-        frequency = 10000.0 ** (-jnp.arange(dim, dtype=x.dtype) / dim)
-        return hidden * expi(position[..., None] * frequency), state, column_share
+            sdr = probe("sdr", sinkhorn.sparsify(plan, self.config.sdr_sparsity))
+            hidden = hidden + self.sdr_to_hidden(sdr)
+        psi = probe("wave", hidden * expi(position[..., None] * self.frequency[...]))
+        return psi, state, column_share
 
     def plan(
         self, x: Array, tokens: Array, position: Array, state: Array, token_freqs: Array | None

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from sem_jax.config import ModelConfig
+from sem_jax.config import ModelConfig, Remat
 from sem_jax.core.complex_ops import rms_norm
 from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.mixer import Mixer, MixerState
@@ -44,7 +44,7 @@ def stack_layers(layers: list[Any]) -> Any:
     return nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
-def scan_layers(stacked: Any, carry: Any, inputs: Any, apply: Callable, remat: bool) -> tuple[Any, Any]:
+def scan_layers(stacked: Any, carry: Any, inputs: Any, apply: Callable, remat: Remat) -> tuple[Any, Any]:
     """Runs apply(layer, carry, layer_inputs) -> (carry, layer_outputs) over the leading axis of a stacked module."""
     graphdef, variables = nnx.split(stacked)
 
@@ -52,7 +52,14 @@ def scan_layers(stacked: Any, carry: Any, inputs: Any, apply: Callable, remat: b
         layer_variables, layer_inputs = layer
         return apply(nnx.merge(graphdef, layer_variables), carry, layer_inputs)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (variables, inputs))
+    if remat != "none":
+        body = jax.checkpoint(body, policy=_is_real_product if remat == "elementwise" else None)
+    return jax.lax.scan(body, carry, (variables, inputs))
+
+
+def _is_real_product(primitive: Any, *operands: Any, **_: Any) -> bool:
+    # The products that cost arithmetic are real (`complex_matmul`); JAX 0.10 cannot keep complex ones.
+    return primitive is jax.lax.dot_general_p and not any(jnp.iscomplexobj(operand) for operand in operands)
 
 
 class SEM(nnx.Module):
@@ -155,6 +162,20 @@ def init_model(config: ModelConfig, seed: int) -> ModelParts:
         return jax.tree.map(lambda x: x.astype(x.dtype), (parts.params, parts.buffers))
 
     params, buffers = jax.jit(create)(jax.random.key(seed))  # one compilation instead of one for every operation
+    return ModelParts(graphdef, params, buffers)
+
+
+def abstract_model(config: ModelConfig) -> ModelParts:
+    """Structure, shapes and dtypes of a model, every leaf a `jax.ShapeDtypeStruct`; no array is computed."""
+    graphdef = None
+
+    def create() -> tuple[dict, dict]:
+        nonlocal graphdef
+        parts = init_model(config, 0)
+        graphdef = parts.graphdef
+        return parts.params, parts.buffers
+
+    params, buffers = jax.eval_shape(create)
     return ModelParts(graphdef, params, buffers)
 
 

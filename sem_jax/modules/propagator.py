@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,6 +14,7 @@ from sem_jax.config import ModelConfig
 from sem_jax.core import graph
 from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.complex_ops import abs_sq, expi
+from sem_jax.modules.probe import Probe, unobserved
 
 NUM_SCALES = 3
 
@@ -23,6 +25,7 @@ class PropagatorStats(NamedTuple):
     residual: Array  # scalar, largest relative residual of a token
     iterations: Array  # scalar int32
     norm_drift: Array  # scalar, largest |‖x‖/‖ψ‖ − 1| of a token
+    h_lambda: Array  # scalar, upper bound of hλ_max (Gershgorin); λ turns by the phase 2·atan(hλ)
 
 
 class Propagator(nnx.Module):
@@ -32,22 +35,20 @@ class Propagator(nnx.Module):
         self.config = config.propagator
         self.dim = config.hidden_dim
         self.alpha = nnx.Param(jnp.full(self.dim, self.config.nonlinear_alpha))
-        sparsity, rewire = self.config.laplacian_sparsity, self.config.rewire_probability
-        scales = [
-            graph.small_world_edges(self.dim, sparsity * 2**k, rewire, seed=NUM_SCALES * seed + k)
-            for k in range(NUM_SCALES)
-        ]
-        self.edges = nnx.Variable(jnp.asarray(np.concatenate(scales, axis=1)))
-        sizes = [edges.shape[1] for edges in scales]
-        self.scale_of_edge = nnx.Variable(jnp.asarray(np.repeat(np.arange(NUM_SCALES, dtype=np.int32), sizes)))
-        self.edge_weights = nnx.Param(jnp.zeros(self.edges.shape[1]))
+        scales = [self._fresh_graph(k, NUM_SCALES * seed + k) for k in range(NUM_SCALES)]
+        self.edges = nnx.List([nnx.Variable(jnp.asarray(edges)) for edges in scales])
+        self.edge_weights = nnx.List([nnx.Param(jnp.zeros(edges.shape[1])) for edges in scales])
         self.scale_weights = nnx.Param(jnp.full(NUM_SCALES, 1 / NUM_SCALES))
+
+    def _fresh_graph(self, scale: int, seed: int) -> np.ndarray:
+        config = self.config
+        neighbours = config.laplacian_sparsity * 2**scale
+        return graph.small_world_edges(self.dim, neighbours, config.rewire_probability, seed, config.num_edges[scale])
 
     def hamiltonian(self) -> graph.Hamiltonian:
         """H of this layer, as a matrix or an edge list."""
-        sparse = graph.combine_scales(
-            self.edges[...], self.edge_weights[...], self.scale_of_edge[...], self.scale_weights[...]
-        )
+        edges, weights = ([scale[...] for scale in scales] for scales in (self.edges, self.edge_weights))
+        sparse = graph.combine_scales(edges, weights, self.scale_weights[...])
         return graph.to_dense(sparse, self.dim) if self.config.matvec == "dense" else sparse
 
     def kerr(self, psi: Array) -> Array:
@@ -56,12 +57,15 @@ class Propagator(nnx.Module):
         intensity = power / (jnp.mean(power, axis=-1, keepdims=True) + 1e-8)
         return psi * expi(self.alpha[...] * intensity)
 
-    def __call__(self, psi: Array) -> tuple[Array, PropagatorStats]:
+    def __call__(self, psi: Array, probe: Probe = unobserved) -> tuple[Array, PropagatorStats]:
         """[B, S, D] complex to (the same, statistics of this layer)."""
         config = self.config
-        psi = self.kerr(psi)
+        psi = probe("kerr", self.kerr(psi))
         options = SolverOptions(config.solver, config.cg_max_iter, config.cg_tol, config.chebyshev_degree)
-        x, info = cayley_step(self.hamiltonian(), psi, config.cayley_dt / 2, options)
+        hamiltonian, h = self.hamiltonian(), config.cayley_dt / 2
+        x, info = cayley_step(hamiltonian, psi, h, options)
+        x = probe("cayley", x)
         before, after = jnp.sum(abs_sq(psi), axis=-1), jnp.sum(abs_sq(x), axis=-1)
         drift = jnp.abs(jnp.sqrt(after / jnp.where(before > 0, before, 1)) - (before > 0))
-        return x, PropagatorStats(jnp.max(info.residual), info.iterations, jnp.max(drift))
+        h_lambda = jax.lax.stop_gradient(h * graph.spectral_bound(hamiltonian, self.dim))
+        return x, PropagatorStats(jnp.max(info.residual), info.iterations, jnp.max(drift), h_lambda)

@@ -27,7 +27,7 @@ def warmup_stable_decay(
             f"warmup_steps = {warmup_steps} and decay_steps = {decay_steps} must not be negative "
             f"and must fit in max_steps = {max_steps}"
         )
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     plateau = optax.constant_schedule(learning_rate)
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else plateau
     decay = optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=lr_min_ratio) if decay_steps else plateau
     return optax.join_schedules([warmup, plateau, decay], [warmup_steps, max_steps - decay_steps])

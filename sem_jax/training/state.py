@@ -32,10 +32,15 @@ class TrainState(NamedTuple):
 def init_state(config: Config) -> tuple[ModelParts, TrainState]:
     """A fresh model and the state before the first step."""
     parts = init_model(config.model, config.training.seed)
+    return parts, start_state(config, parts)
+
+
+def start_state(config: Config, parts: ModelParts) -> TrainState:
+    """The state before the first step of a model."""
     optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
     ema = jax.tree.map(jnp.copy, parts.params) if config.training.ema_decay else None
     opt_state = jax.jit(optimizer.init)(parts.params)
-    return parts, TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema)
+    return TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema)
 
 
 def abstract_state(config: Config) -> tuple[TrainState, Any]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from sem_jax.config import Config, ConfigError, build
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
 from sem_jax.data.files import write_atomically
+from sem_jax.training.checkpoint import Checkpointer, PyTree
 
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
 _FIXED_FIELDS = ("training.seed", "training.global_batch")
 _FREE_FIELDS = ("data.cache_dir", "data.path", "data.tokenizer_path")  # the data's fingerprint guards the content
+_NO_DATA = ""  # fingerprint in a workdir that has not been trained in
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:
@@ -37,22 +41,65 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
     if (folder / "config.json").exists():
         record = _read_record(folder)
         changes = _changes(dataclasses.asdict(build(record["config"])), dataclasses.asdict(config))
-        fixed = [change for change in changes if _is_fixed(change.split(":")[0])]
+        started = record["data_fingerprint"] != _NO_DATA
+        fixed = [change for change in changes if _is_fixed(change.split(":")[0], started)]
         if fixed:
             raise ConfigError(
                 f"{folder} holds a run with another configuration ({'; '.join(fixed)}); give another --workdir, or "
                 "start with the configuration of this one to resume it"
             )
-        if record["data_fingerprint"] != dataset.fingerprint:
+        if not started:
+            _require_same_tokenizer(folder / "tokenizer.json", dataset.tokenizer)
+        elif record["data_fingerprint"] != dataset.fingerprint:
             raise DataError(
                 f"{folder} holds a run on other data: text, split or tokenizer have changed since; give another "
                 "--workdir, or restore the data to resume it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     dataset.tokenizer.save(folder / "tokenizer.json")
-    record = {"config": dataclasses.asdict(config), "data_fingerprint": dataset.fingerprint}
-    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    _write_record(folder, config, dataset.fingerprint)
     return changes
+
+
+def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, state: PyTree) -> None:
+    """A new workdir with a state of step 0, as training would write it, but of no data yet: whole, or nothing at all.
+
+    The first training in it may choose any data, seed and batch; model and tokenizer are its own.
+
+    Args:
+      workdir: a folder that does not exist, or an empty one.
+      config: the experiment.
+      tokenizer: its vocabulary.
+      state: the `TrainState` that the configuration's training would start from.
+
+    Raises:
+      ConfigError: the folder holds something.
+      DataError, CheckpointError: it cannot be written.
+    """
+    folder = Path(workdir).absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigError(f"{folder} already holds something; give --workdir a new or an empty folder")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        tokenizer.save(partial / "tokenizer.json")
+        with Checkpointer(checkpoint_folder(partial), config.training.keep_checkpoints) as checkpointer:
+            checkpointer.save(0, state)
+        _write_record(partial, config, _NO_DATA)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror}; choose a place that can be written to") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_config(workdir: str | Path) -> Config:
+    """Configuration of a run.
+
+    Raises:
+      ConfigError: the folder is not a workdir, or its configuration is damaged.
+    """
+    return build(_read_record(Path(workdir))["config"])
 
 
 def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
@@ -63,7 +110,7 @@ def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
       DataError: its tokenizer is missing or damaged, or of another size than the model's vocabulary.
     """
     folder = Path(workdir)
-    config = build(_read_record(folder)["config"])
+    config = read_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.vocab_size != config.model.vocab_size:
         raise DataError(
@@ -88,7 +135,21 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _is_fixed(field: str) -> bool:
+def _write_record(folder: Path, config: Config, data_fingerprint: str) -> None:
+    record = {"config": dataclasses.asdict(config), "data_fingerprint": data_fingerprint}
+    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def _require_same_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+    if load_tokenizer(path).fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"the model in {path.parent} has another vocabulary than the data; set config.data.tokenizer_path = {path}"
+        )
+
+
+def _is_fixed(field: str, started: bool) -> bool:
+    if not started:
+        return field.startswith("model.")
     return field not in _FREE_FIELDS and (field.split(".")[0] in _FIXED_GROUPS or field in _FIXED_FIELDS)
 
 

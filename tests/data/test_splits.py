@@ -56,6 +56,17 @@ class TestTail:
         sides = splits(["aaaa", "bbbb"], DataConfig(split="tail", validation_fraction=0.5))
         assert sides == {"train": ["aaaa"], "validation": ["bbbb"]}
 
+    @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.35, 0.5, 0.9])
+    def test_a_token_id_stays_whole(self, fraction):
+        texts = ["12 345 6 7890\n", "1", "23 45\n678 9"]
+        sides = splits(texts, DataConfig(split="tail", validation_fraction=fraction, tokenizer="ids"))
+        words = [word for text in sides["train"] + sides["validation"] for word in text.split()]
+        assert words == [word for text in texts for word in text.split()]
+        assert "".join(sides["train"] + sides["validation"]) == "".join(texts)
+        # At most the longest number is held out beyond the share.
+        excess = len("".join(sides["validation"])) - fraction * len("".join(texts))
+        assert 0 <= excess < 1 + 4
+
 
 @pytest.mark.parametrize(
     ("texts", "config", "empty"),

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -7,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sem_jax.data import DataError, load_tokenizer, train_tokenizer
-from sem_jax.data.tokenizers import SPECIAL_TOKENS, bpe
+from sem_jax.data.tokenizers import SPECIAL_TOKENS, IdsTokenizer, bpe
 
 TEXTS = [*make_texts(40), "def f(x):\n\treturn x  # 1234\n", "x <eos> y <pad><doc_boundary>"]
 BYTE = train_tokenizer("byte", [], 0)
 CHAR = train_tokenizer("char", TEXTS, 0)
 BPE = train_tokenizer("bpe", TEXTS, 350)
+IDS = IdsTokenizer(97)
 ALL = [pytest.param(tokenizer, id=tokenizer.kind) for tokenizer in (BYTE, CHAR, BPE)]
 OPEN = [pytest.param(tokenizer, id=tokenizer.kind) for tokenizer in (BYTE, BPE)]  # know every character
 
@@ -101,9 +103,35 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["tokenizer.json"]
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 96)), max_size=4))
+def test_ids_survive_in_texts_that_are_put_one_behind_the_other(lists):
+    texts = [IDS.decode(ids) for ids in lists]
+    assert IDS.encode("".join(texts)).tolist() == [i for ids in lists for i in ids]
+    assert [IDS.token_bytes[ids].sum() for ids in lists] == [len(text.encode()) for text in texts]
+
+
+def test_an_ids_tokenizer_reads_words_and_comes_back_from_its_file(tmp_path):
+    assert IDS.encode(" 17\n4\t96 ").tolist() == [17, 4, 96]
+    assert (IDS.vocab_size, IDS.boundary_id, IDS.eos_id) == (97, None, None)
+    IDS.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == IDS.fingerprint
+
+
+@pytest.mark.parametrize("word", ["97", "-1", "x", "007", "+3", "1_0", "٣", "1.0", "9" * 5000])
+def test_a_word_that_is_no_id_is_named_with_its_place(word):
+    with pytest.raises(DataError, match=rf"word 2, '{re.escape(word[:40])}', is no token id 0\.\.96; .*--tokenizer"):
+        IDS.encode(f"5 6 {word} 7")
+
+
+def test_an_ids_tokenizer_is_not_trained():
+    with pytest.raises(DataError, match=r"ids needs config\.data\.tokenizer_path.*sem_jax\.convert"):
+        train_tokenizer("ids", ["1 2"], 97)
+
+
 def test_fingerprints_tell_vocabularies_apart():
     others = [train_tokenizer("char", [text], 0) for text in ("ab", "ac")] + [train_tokenizer("bpe", TEXTS, 351)]
-    assert len({tokenizer.fingerprint for tokenizer in (BYTE, CHAR, BPE, *others)}) == 6
+    assert len({tokenizer.fingerprint for tokenizer in (BYTE, CHAR, BPE, IDS, IdsTokenizer(96), *others)}) == 8
 
 
 def test_the_byte_table_cannot_be_changed():
@@ -152,6 +180,8 @@ def _edited(change) -> str:
         ("[1]", "it is not a tokenizer"),
         ('{"kind": "char", "characters": "ba"}', "ascending"),
         ('{"kind": "char", "characters": ""}', "at least one"),
+        ('{"kind": "ids", "vocab_size": 0}', "needs one at least"),
+        ('{"kind": "ids", "vocab_size": "97"}', "it is not a tokenizer"),
         ('{"model": {}}', "not a tokenizer of the HuggingFace library"),
         (_edited(lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "without a prefix space"),
         (_edited(lambda c: c.update(normalizer={"type": "Lowercase"})), "without normalizer"),

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from sem_jax.config import EncoderConfig, MixerConfig, ModelConfig, PropagatorConfig
-from sem_jax.modules.model import SEM, ModelParts, ModelState, split_model, stack_layers
+from sem_jax.modules.encoder import rotation_frequency
+from sem_jax.modules.model import ModelParts, ModelState, abstract_model, stack_layers
 from sem_jax.modules.propagator import Propagator
 
 CAUSAL_TRANSPORTS = ("none", "row_softmax", "population", "causal_sinkhorn")
@@ -59,19 +60,6 @@ def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfi
     return dataclasses.replace(config, **changes)
 
 
-def abstract_parts(config: ModelConfig) -> ModelParts:
-    """Structure, shapes and dtypes of a model, without any computation."""
-    graphdefs = []
-
-    def create(key: jax.Array):
-        parts = split_model(SEM(config, nnx.Rngs(params=key)))
-        graphdefs.append(parts.graphdef)
-        return parts.params, parts.buffers
-
-    params, buffers = jax.eval_shape(create, jax.random.key(0))
-    return ModelParts(graphdefs[0], params, buffers)
-
-
 def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
     """A model with normally distributed parameters and potential, and the graphs of a fresh one."""
     rng = np.random.default_rng(seed)
@@ -80,14 +68,14 @@ def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
         x = rng.normal(size=leaf.shape)
         return ((x + 1j * rng.normal(size=leaf.shape)) / 2 if np.iscomplexobj(leaf) else 0.7 * x).astype(leaf.dtype)
 
-    graphdef, params, buffers = abstract_parts(config)
+    graphdef, params, buffers = abstract_model(config)
     params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), params)
     fresh = stack_layers([Propagator(config, seed=layer) for layer in range(config.num_layers)])
     propagators = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])
-    buffers = {**buffers, "propagators": propagators}
-    if "encoder" in buffers:
-        buffers["encoder"] = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), buffers["encoder"])
-    return ModelParts(graphdef, params, buffers)
+    encoder = {"frequency": jnp.asarray(rotation_frequency(config.hidden_dim), params["final_gamma"].dtype)}
+    if "potential" in buffers["encoder"]:
+        encoder["potential"] = jnp.asarray(draw(buffers["encoder"]["potential"]))
+    return ModelParts(graphdef, params, {"encoder": encoder, "propagators": propagators})
 
 
 def start_of(parts: ModelParts, batch_size: int) -> ModelState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import primitives
 from small_models import CAUSAL_TRANSPORTS, quick_jit, random_parts, small_config, start_of
 
 from sem_jax.config import MixerConfig
@@ -27,14 +29,15 @@ causal_transports = pytest.mark.parametrize("transport", CAUSAL_TRANSPORTS)
 
 
 @functools.cache
-def parts_of(transport: str) -> ModelParts:
-    return random_parts(small_config(transport, SOLVER.get(transport, "dense"), remat=transport == "population"))
+def parts_of(transport: str, remat: str = "") -> ModelParts:
+    remat = remat or ("layers" if transport == "population" else "none")
+    return random_parts(small_config(transport, SOLVER.get(transport, "dense"), remat=remat))
 
 
 @functools.cache
-def compiled_probe(transport: str):
+def compiled_probe(transport: str, remat: str = ""):
     """(params, buffers, tokens, resets, state, cotangent of ψ) -> (gradients, (ψ, state)), compiled once."""
-    graphdef = parts_of(transport).graphdef
+    graphdef = parts_of(transport, remat).graphdef
 
     def loss(params, buffers, tokens, resets, state, cotangent):
         psi, state, _ = ModelParts(graphdef, params, buffers).merge()(tokens, state, resets)
@@ -220,18 +223,37 @@ def test_packed_documents_are_the_documents_run_apart(transport, seed):
         np.testing.assert_allclose(psi[0, : end - start], packed[0, start:end], atol=ROUNDING)
 
 
-def test_rematerialisation_changes_no_gradient():
+def test_what_is_recomputed():
+    """The backward pass of whole layers repeats products and exponentials, the elementwise one exponentials alone."""
+    names = {}
+    for remat in ("none", "elementwise", "layers"):
+        parts = random_parts(small_config("row_softmax", remat=remat))
+
+        def loss(params, parts=parts):
+            psi, _, _ = parts._replace(params=params).merge()(jnp.zeros((BATCH, LENGTH), jnp.int32))
+            return jnp.sum(jnp.square(psi.real))
+
+        names[remat] = collections.Counter(primitives(jax.make_jaxpr(jax.grad(loss))(parts.params)))
+    products, exponentials = ([names[remat][name] for remat in names] for name in ("dot_general", "exp"))
+    complex_products = products[1] - products[0]
+    assert 0 <= complex_products < products[2] - products[0]
+    assert exponentials[0] < exponentials[1] == exponentials[2]
+
+
+@pytest.mark.parametrize(("transport", "remat"), [("population", ""), ("row_softmax", "elementwise")])
+def test_rematerialisation_changes_no_gradient(transport, remat):
     """The model with a population is compiled with it; where its potential is zero it is that of the row softmax."""
     rng = np.random.default_rng(0)
     tokens, resets = random_tokens(rng), random_resets(rng)
     cotangent = rng.normal(size=(BATCH, LENGTH, 8)) + 1j * rng.normal(size=(BATCH, LENGTH, 8))
-    kept, recomputed = parts_of("row_softmax"), parts_of("population")
-    assert kept.merge().config.remat is not recomputed.merge().config.remat
-    potential = {"encoder": {"potential": jnp.zeros_like(recomputed.buffers["encoder"]["potential"])}}
+    kept, recomputed = parts_of("row_softmax"), parts_of(transport, remat)
+    assert kept.merge().config.remat == "none" != recomputed.merge().config.remat
+    zeros = jax.tree.map(jnp.zeros_like, recomputed.buffers["encoder"])
+    buffers = {**kept.buffers, "encoder": {**zeros, **kept.buffers["encoder"]}}
     state = start_of(kept, BATCH)
     inputs = (tokens, resets, state, cotangent)
     gradients, (psi, _) = compiled_probe("row_softmax")(kept.params, kept.buffers, *inputs)
-    again, (psi_again, _) = compiled_probe("population")(kept.params, {**kept.buffers, **potential}, *inputs)
+    again, (psi_again, _) = compiled_probe(transport, remat)(kept.params, buffers, *inputs)
     np.testing.assert_allclose(psi_again, psi, atol=ROUNDING)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(a, b, atol=ROUNDING * max(1, np.abs(b).max()))
@@ -282,4 +304,5 @@ def test_layers_of_a_fresh_model_start_different():
     for path, leaf in jax.tree_util.tree_leaves_with_path(fresh.params["mixers"]):
         if any(name in jax.tree_util.keystr(path[-1:]) for name in drawn):
             assert np.all(leaf[0] != leaf[1]), path
-    assert not np.array_equal(fresh.buffers["propagators"]["edges"][0], fresh.buffers["propagators"]["edges"][1])
+    finest = fresh.buffers["propagators"]["edges"][0]  # the others are complete at this size
+    assert not np.array_equal(finest[0], finest[1])

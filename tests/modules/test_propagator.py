@@ -97,9 +97,20 @@ def test_a_zero_wave_reports_no_drift():
 
 def test_every_layer_and_every_scale_has_a_graph_of_its_own():
     first, second = (Propagator(config_of(32), seed=seed) for seed in (0, 1))
-    assert not np.array_equal(first.edges[...], second.edges[...])
-    # Sparsity 4, 8 and 16 of 32 nodes: 64, 128 and 256 edges, marked by their scale.
-    np.testing.assert_array_equal(np.bincount(first.scale_of_edge[...]), [64, 128, 256])
+    graphs = [np.asarray(edges[...]) for edges in (*first.edges, *second.edges)]
+    # Sparsity 4, 8 and 16 of 32 nodes.
+    assert [edges.shape[1] for edges in graphs] == [64, 128, 256] * 2
+    assert len({edges.tobytes() for edges in graphs}) == 6
+    assert [len(weights[...]) for weights in first.edge_weights] == [64, 128, 256]
+
+
+def test_a_configured_number_of_edges_replaces_the_sparsity():
+    propagator = Propagator(config_of(16, num_edges=(21, 0, 130)), seed=0)
+    assert [edges[...].shape[1] for edges in propagator.edges] == [21, 64, 130]
+    # A complete graph of 16 nodes has 120 edges; the other ten join node 0 to itself.
+    np.testing.assert_array_equal(np.sum(propagator.edges[2][0] == propagator.edges[2][1]), 10)
+    degrees = [np.bincount(np.ravel(edges[...]), minlength=16) for edges in propagator.edges]
+    assert degrees[0].min() > 0  # every channel is coupled to others
 
 
 def test_the_time_step_is_twice_h():

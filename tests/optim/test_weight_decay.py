@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from sem_jax.config import OptimizerConfig
+from sem_jax.config import ModelConfig, OptimizerConfig
+from sem_jax.modules.model import abstract_model
 from sem_jax.optim import decay_all, langevin_adamw, matrices_only
 
 
@@ -48,6 +49,20 @@ def test_neither_the_layer_axis_nor_a_table_of_scalars_makes_a_matrix(params):
 def test_a_tree_without_keys_has_no_layer_axis():
     assert matrices_only(jnp.ones((2, 2))) is True
     assert matrices_only(jnp.ones(2)) is False
+
+
+def test_of_a_model_exactly_the_maps_decay():
+    decays = matrices_only(abstract_model(ModelConfig(vocab_size=7)).params)
+    marked = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, decay in jax.tree_util.tree_leaves_with_path(decays)
+        if decay
+    }
+    assert marked == {
+        "encoder.embedding", "encoder.codebook", "encoder.input_proj.weight", "encoder.sdr_to_hidden.weight",
+        "mixers.spinor_gate.rotation", "mixers.spinor_gate.gate_proj.weight", "mixers.conv.kernel", "mixers.out_proj",
+        "mixers.ssm.in_proj", "mixers.ssm.out_proj", "mixers.ssm.dt_proj.weight", "readout.weight",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("everything", [False, True])

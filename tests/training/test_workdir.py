@@ -4,6 +4,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small import fields
 
@@ -11,7 +12,8 @@ from sem_jax.config import ConfigError, build
 from sem_jax.data import DataError
 from sem_jax.data.tokenizers.byte import ByteTokenizer
 from sem_jax.data.tokenizers.char import CharTokenizer
-from sem_jax.training.workdir import checkpoint_folder, open_workdir, prepare_workdir
+from sem_jax.training.checkpoint import Checkpointer, CheckpointError
+from sem_jax.training.workdir import checkpoint_folder, create_workdir, open_workdir, prepare_workdir, read_config
 
 TOKENIZER = CharTokenizer("abcd")
 DATASET = SimpleNamespace(tokenizer=TOKENIZER, fingerprint="first")
@@ -109,3 +111,63 @@ def test_a_missing_or_damaged_tokenizer_is_refused(workdir, damage):
     damage(workdir / "tokenizer.json")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         open_workdir(workdir)
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A workdir with a state and without data."""
+    create_workdir(tmp_path / "converted", config(), TOKENIZER, {"params": np.arange(3.0)})
+    return tmp_path / "converted"
+
+
+def test_a_new_workdir_holds_configuration_tokenizer_and_state(converted):
+    opened, tokenizer = open_workdir(converted)
+    assert opened == read_config(converted) == config()
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
+    with Checkpointer(checkpoint_folder(converted), keep=1) as checkpointer:
+        step, state = checkpointer.restore({"params": np.zeros(3)})
+    assert step == 0
+    np.testing.assert_array_equal(state["params"], np.arange(3.0))
+
+
+def test_the_first_data_of_a_new_workdir_are_free_and_stay(converted):
+    chosen = config(
+        data__seq_length=8, data__validation_fraction=0.2, training__seed=3, training__global_batch=8,
+        training__micro_batch=8,
+    )  # fmt: skip
+    changes = prepare_workdir(converted, chosen, DATASET)
+    assert "data.seq_length: 16 -> 8" in changes
+    assert prepare_workdir(converted, chosen, DATASET) == []
+    with pytest.raises(ConfigError, match=r"data\.seq_length: 8 -> 16"):
+        prepare_workdir(converted, config(), DATASET)
+    with pytest.raises(DataError, match="run on other data"):
+        prepare_workdir(converted, chosen, SimpleNamespace(tokenizer=TOKENIZER, fingerprint="second"))
+
+
+def test_model_and_tokenizer_of_a_new_workdir_are_its_own(converted):
+    before = {path.name: path.read_bytes() for path in converted.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=r"model\.hidden_dim: 16 -> 32"):
+        prepare_workdir(converted, config(model__hidden_dim=32), DATASET)
+    other = SimpleNamespace(tokenizer=CharTokenizer("abce"), fingerprint="first")
+    with pytest.raises(DataError, match=r"another vocabulary .*tokenizer_path = .*converted/tokenizer\.json"):
+        prepare_workdir(converted, config(), other)
+    assert {path.name: path.read_bytes() for path in converted.iterdir() if path.is_file()} == before
+
+
+def test_a_workdir_is_not_made_where_something_lies(converted, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (converted, tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="already holds something"):
+            create_workdir(path, config(), TOKENIZER, {})
+    (tmp_path / "empty").mkdir()
+    create_workdir(tmp_path / "empty", config(), TOKENIZER, {"params": np.zeros(2)})
+    assert open_workdir(tmp_path / "empty")[0] == config()
+
+
+def test_of_a_workdir_that_cannot_be_made_nothing_is_left(tmp_path):
+    with pytest.raises(CheckpointError, match="leaf name is 'x'"):
+        create_workdir(tmp_path / "new", config(), TOKENIZER, {"name": "x"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*file/new"):
+        create_workdir(tmp_path / "file" / "new", config(), TOKENIZER, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

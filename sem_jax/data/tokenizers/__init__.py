@@ -1,4 +1,4 @@
-"""Tokenizers: byte, char and bpe behind one interface; training and loading them."""
+"""Tokenizers: byte, char, bpe and ids behind one interface; training and loading them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from sem_jax.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 from sem_jax.data.tokenizers.bpe import BPETokenizer
 from sem_jax.data.tokenizers.byte import ByteTokenizer
 from sem_jax.data.tokenizers.char import CharTokenizer
+from sem_jax.data.tokenizers.ids import IdsTokenizer
 
 __all__ = [
     "SPECIAL_TOKENS",
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "IdsTokenizer",
     "Tokenizer",
     "load_tokenizer",
     "train_tokenizer",
@@ -32,8 +34,13 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
       vocab_size: upper bound of a bpe vocabulary.
 
     Raises:
-      DataError: from reading the texts, or from an impossible `vocab_size`.
+      DataError: from reading the texts, from an impossible `vocab_size`, or from a kind that has nothing to learn.
     """
+    if kind == "ids":
+        raise DataError(
+            "config.data.tokenizer = ids needs config.data.tokenizer_path, the tokenizer.json of a workdir that "
+            "python -m sem_jax.convert has written; no text tells how many ids a vocabulary has"
+        )
     if kind == "byte":
         return ByteTokenizer()
     return CharTokenizer.train(texts) if kind == "char" else BPETokenizer.train(texts, vocab_size)
@@ -65,6 +72,8 @@ def _from_content(content: object, text: str) -> Tokenizer:
             return ByteTokenizer()
         case {"kind": "char", "characters": str(characters)}:
             return CharTokenizer(characters)
+        case {"kind": "ids", "vocab_size": int(vocab_size)}:
+            return IdsTokenizer(vocab_size)
         case {"model": _}:
             return BPETokenizer.from_json(text)
     raise DataError("it is not a tokenizer")

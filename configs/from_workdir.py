@@ -1,0 +1,30 @@
+"""The configuration of a workdir, to train on from its weights: those of a converted model, or of a stopped run.
+
+What belongs to the data of a converted model is still free and given here, by --config.data.*.
+
+Command:  python -m sem_jax.train --config=configs/from_workdir.py:DIR --workdir=DIR \
+              --config.data.source=text --config.data.path=FILE
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sem_jax.config import ConfigError, to_config_dict
+from sem_jax.training.workdir import read_config
+
+
+def get_config(workdir: str = "") -> ConfigDict:
+    """The experiment of `workdir`, with its own tokenizer; without one, the process ends with an error."""
+    if not workdir:
+        sys.exit("error: which workdir? Write --config=configs/from_workdir.py:DIR")
+    try:
+        config = read_config(workdir)
+    except ConfigError as error:  # raised from here it would become a traceback in a message about flags
+        sys.exit(f"error: {error}")
+    tokenizer_path = str(Path(workdir) / "tokenizer.json")
+    return to_config_dict(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_path=tokenizer_path))
+    )

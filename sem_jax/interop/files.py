@@ -1,0 +1,145 @@
+"""State dicts as files: .pt, .safetensors and .npz, none of which is ever allowed to run code."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sem_jax.data.files import open_atomically
+from sem_jax.interop.errors import InteropError
+
+# Types that numpy has no name for; the others of the format are spelled "F32", "I64" and so on.
+_SAFETENSORS_TYPES = {"BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
+_KINDS = {"F": "f", "I": "i", "U": "u"}
+_COMPILED = "_orig_mod."  # torch.compile puts it in front of the name of every module that it wraps
+
+
+def read_state_dict(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a state dict by the original's names.
+
+    Args:
+      source: names to arrays (numpy, jax or torch), or a .pt, .safetensors or .npz file of them; a mapping that holds
+        one under `model_state_dict` will do. The `_orig_mod.` of compiled modules is taken out of the names.
+
+    Raises:
+      InteropError: the file is missing, damaged, of another kind or holds more than arrays, or two entries have one
+        name.
+    """
+    label, content = describe(source), source if isinstance(source, Mapping) else _read(Path(source))
+    wrapped = content.get("model_state_dict")
+    state = wrapped if isinstance(wrapped, Mapping) else content
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        plain = str(name).replace(_COMPILED, "")
+        if plain in arrays:
+            raise InteropError(f"{label} holds {plain} twice, with and without {_COMPILED}; remove one of them")
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            raise InteropError(
+                f"{label} holds a {type(value).__name__} under {name}; give the names and arrays of "
+                "model.state_dict(), or a checkpoint that holds them under model_state_dict"
+            )
+        arrays[plain] = _to_numpy(value)
+    return arrays
+
+
+def describe(source: Any) -> str:
+    """What an error calls the source."""
+    return "the mapping" if isinstance(source, Mapping) else str(source)
+
+
+def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a .safetensors or .npz file, whole or not at all.
+
+    Raises:
+      InteropError: the name ends otherwise.
+      DataError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
+    # The safetensors writer takes the bytes as they lie in memory, whatever the strides say.
+    dense = {name: np.array(array, order="C") for name, array in arrays.items()}
+    with open_atomically(path) as file:
+        if path.suffix == ".npz":
+            np.savez(file, **dense)  # type: ignore[arg-type]
+        else:
+            file.write(safetensors.numpy.save(dense))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise InteropError(f"{path} is not a state dict: its name must end in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise InteropError(f"{path} does not exist or is not a file; check the path")
+    content = reader(path)
+    if not isinstance(content, Mapping):
+        raise InteropError(f"{path} holds a {type(content).__name__}; save model.state_dict()")
+    return content
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise InteropError(
+            f"{path} needs PyTorch to be read; install it with pip install 'sem-jax[torch]', or save the state dict "
+            "as .safetensors"
+        ) from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken files raise whatever the parser at that byte happens to raise
+        raise InteropError(
+            f"{path} cannot be read as tensors alone ({_first_line(error)}); code in a file is never run, so save "
+            "nothing but model.state_dict()"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return {
+            name: np.frombuffer(entry["data"], _safetensors_type(entry["dtype"])).reshape(entry["shape"])
+            for name, entry in safetensors.deserialize(path.read_bytes())
+        }
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
+        raise InteropError(f"{path} is no readable safetensors file ({_first_line(error)}); write it again") from error
+
+
+def _safetensors_type(name: str) -> np.dtype:
+    return np.dtype(_SAFETENSORS_TYPES.get(name) or f"<{_KINDS.get(name[0], name)}{int(name[1:]) // 8}")
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InteropError(
+            f"{path} is no readable .npz file of arrays ({_first_line(error)}); write it again"
+        ) from error
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {".pt": _read_torch, ".safetensors": _read_safetensors, ".npz": _read_npz}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    import torch
+
+    tensor = value.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # numpy itself does not know it
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
