@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.name = "shakespeare_char"
     config.data.update(source="text", split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
-    config.model.update(hidden_dim=192, num_layers=4, remat=True)
+    config.model.update(hidden_dim=192, num_layers=4, remat="elementwise")
     config.model.mixer.num_groups = 12
     config.optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
     config.training.update(max_steps=2000, global_batch=12, micro_batch=12, eval_every=250, eval_batches=100)

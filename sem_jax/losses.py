@@ -2,6 +2,10 @@
 
 Default: L = −log P(y) + λ·log²Z with P the normalised Born rule. The first term is a likelihood in nats; the second
 keeps the scale of the wave function, which P does not see, near Z = 1.
+
+Self-distillation adds the divergence from a teacher, a moving average of the model itself (Tarvainen and Valpola, 2017,
+arXiv:1703.01780), both softened by a temperature (Hinton et al., 2015, arXiv:1503.02531):
+(1−α)·L + α·T²·KL(teacher_T ‖ student_T).
 """
 
 from __future__ import annotations
@@ -14,17 +18,29 @@ from jax import Array
 
 from sem_jax.modules.model import SEM, ForwardStats, ModelState
 
+# The divergence visits the vocabulary in chunks of positions; an array of one chunk has at most so many entries
+# (64 MiB in float32): enough to keep an accelerator busy, and small beside the rest of a step.
+CHUNK_ENTRIES = 2**24
+
 
 class LossSums(NamedTuple):
     """Weighted sums over the target tokens of a batch; divide by `weight` for means."""
 
-    loss: Array  # what is minimised
+    loss: Array  # L, what is minimised where there is no teacher
     nll: Array  # −log P of the normalised distribution, nats
     weight: Array  # number of targets that count
+    divergence: Array | None = None  # T²·KL(teacher_T ‖ student_T), nats; None without a teacher
 
 
 def batch_loss(
-    model: SEM, inputs: Array, targets: Array, resets: Array, weights: Array, unitary_lambda: float
+    model: SEM,
+    inputs: Array,
+    targets: Array,
+    resets: Array,
+    weights: Array,
+    unitary_lambda: float,
+    teacher: SEM | None = None,
+    temperature: float = 1.0,
 ) -> tuple[LossSums, ForwardStats, ModelState]:
     """Loss of one batch under the likelihood that the model's configuration names.
 
@@ -35,11 +51,74 @@ def batch_loss(
       resets: [B, S] bool, True where an input starts a document.
       weights: [B, S], 0 for targets that do not count.
       unitary_lambda: λ of the log²Z term.
+      teacher: reads the same inputs and gets no gradient; None: no divergence is computed.
+      temperature: T, softens the teacher and the model.
     """
     psi, state, stats = model(inputs, resets=resets)
     per_token = reference_loss if model.config.likelihood == "reference" else born_loss
     loss, nll = per_token(model, psi, targets, unitary_lambda)
-    return LossSums(jnp.sum(weights * loss), jnp.sum(weights * nll), jnp.sum(weights)), stats, state
+    sums = LossSums(jnp.sum(weights * loss), jnp.sum(weights * nll), jnp.sum(weights))
+    if teacher is not None:
+        divergence = softened_divergence(model, psi, teacher, teacher(inputs, resets=resets)[0], temperature)
+        sums = sums._replace(divergence=jnp.sum(weights * divergence))
+    return sums, stats, state
+
+
+def softened_divergence(
+    model: SEM, psi: Array, teacher: SEM, teacher_psi: Array, temperature: float, chunk: int | None = None
+) -> Array:
+    """T²·KL(teacher_T ‖ student_T) of each position, in nats, where P_T ∝ P^{1/T} over the vocabulary.
+
+    T² keeps the gradient's size independent of T (Hinton et al., 2015, section 2). P is the model's distribution: the
+    Born rule, or the softmax of the logits under the reference likelihood. Neither the value nor its gradient forms an
+    array over all positions and the vocabulary: chunks of positions follow one another, and the backward pass computes
+    each of them again.
+
+    Args:
+      model: the student.
+      psi: [B, S, D] complex, its wave function.
+      teacher: gets no gradient.
+      teacher_psi: [B, S, D] complex, its wave function.
+      temperature: T, positive.
+      chunk: positions that are looked at together; None: as many as `CHUNK_ENTRIES` allows, half of them at most.
+
+    Returns:
+      [B, S], not negative up to rounding.
+    """
+    batch, length, dim = psi.shape
+
+    @jax.checkpoint
+    def divergence(pair: tuple[Array, Array]) -> Array:
+        student = _softened_log_probs(model, pair[0], temperature)
+        target = jax.lax.stop_gradient(_softened_log_probs(teacher, pair[1], temperature))
+        return temperature**2 * jnp.sum(jnp.exp(target) * (target - student))
+
+    if chunk is None:
+        chunk = max(min(CHUNK_ENTRIES // model.config.vocab_size, -(-batch * length // 2)), 1)
+    waves = psi.reshape(-1, dim), teacher_psi.reshape(-1, dim)
+    return jax.lax.map(divergence, waves, batch_size=chunk).reshape(batch, length)
+
+
+def _softened_log_probs(model: SEM, psi: Array, temperature: float) -> Array:
+    readout = model.readout
+    is_reference = model.config.likelihood == "reference"
+    logits = readout.reference_logits(psi)[0] if is_reference else readout.log_probs(psi)
+    return jax.nn.log_softmax(logits / temperature)
+
+
+def mean_divergence(total: Array, weight: Array, sequences: int, likelihood: str) -> Array:
+    """The divergence that α weighs against the loss, from its sum over the target tokens of a batch.
+
+    The loss is a mean over target tokens. The default's divergence is one too, so that α weighs like against like; the
+    reference's, as recorded (SPEC section 6), is a sum over positions and a mean over sequences.
+
+    Args:
+      total: Σ of weight·divergence over the target tokens of all sequences.
+      weight: number of targets that count.
+      sequences: B.
+      likelihood: as in `ModelConfig`.
+    """
+    return total / (sequences if likelihood == "reference" else weight)
 
 
 def born_loss(model: SEM, psi: Array, targets: Array, unitary_lambda: float) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from sem_jax import language_model
 from sem_jax.config import Config, build, override
@@ -107,3 +108,19 @@ def shared_programs() -> Iterator[None]:
         patch.setattr(evaluation, "make_eval_step", functools.cache(step.make_eval_step))
         patch.setattr(language_model.LanguageModel, "generate", lambda self, prompt: prompt)
         yield
+
+
+def array_sizes(jaxpr: Any) -> Iterator[int]:
+    """Number of entries of every array that a program computes, inner programs included."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from array_sizes(inner)
+
+
+def primitives(jaxpr: Any) -> Iterator[str]:
+    """Name of every operation of a program, inner programs included."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation.primitive.name
+        for inner in jaxprs_in_params(equation.params):
+            yield from primitives(inner)

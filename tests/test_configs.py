@@ -1,15 +1,20 @@
 """The experiments in configs/: each is valid and says how it is run."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from sem_jax.config import build
+from sem_jax.data.tokenizers import ByteTokenizer
+from sem_jax.training.workdir import prepare_workdir
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-FILES = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("_"))
+FROM_WORKDIR = FOLDER / "from_workdir.py"  # no experiment of its own
+FILES = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("_") and path != FROM_WORKDIR)
 
 
 def module(path):
@@ -58,3 +63,18 @@ def test_smoke_is_the_same_model_in_a_short_run():
     whole, smoke = build(experiment.get_config()), build(experiment.get_config("smoke"))
     assert smoke.model == whole.model
     assert smoke.training.max_steps < 10
+
+
+def test_a_workdir_is_an_experiment_with_its_own_tokenizer(tmp_path):
+    dataset = SimpleNamespace(tokenizer=ByteTokenizer(), fingerprint="text")
+    config = build({"name": "earlier", "model": {"vocab_size": 261}, "training": {"max_steps": 9000}})
+    prepare_workdir(tmp_path, config, dataset)
+    experiment = build(module(FROM_WORKDIR).get_config(str(tmp_path)))
+    assert experiment.data.tokenizer_path == str(tmp_path / "tokenizer.json")
+    assert dataclasses.replace(experiment, data=config.data) == config
+
+
+@pytest.mark.parametrize("workdir", ["", "nowhere"])
+def test_a_workdir_that_is_none_ends_the_process_with_one_line(workdir):
+    with pytest.raises(SystemExit, match=r"^error: .*(from_workdir\.py:DIR|not the workdir of a run)"):
+        module(FROM_WORKDIR).get_config(workdir)

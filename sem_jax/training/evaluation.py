@@ -38,7 +38,8 @@ class Evaluator:
     def __call__(self, params: Any, buffers: Any) -> Evaluation:
         """Means over all target tokens: nats a token and bits a byte are those of the normalised distribution."""
         metrics = jax.device_get([self._step(params, buffers, batch) for batch in self._batches])
-        loss, nll, weight = np.sum([np.array(m.sums, np.float64) for m in metrics], axis=0)
+        sums = [np.array([m.sums.loss, m.sums.nll, m.sums.weight], np.float64) for m in metrics]
+        loss, nll, weight = np.sum(sums, axis=0)
         worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])
         values = {
             "loss": loss / weight,

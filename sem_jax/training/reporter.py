@@ -12,23 +12,44 @@ from sem_jax.config import Config
 from sem_jax.data import Dataset
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.training.evaluation import Evaluation
-from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_reason
+from sem_jax.optim import Reason, leaf_names
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip, root
 from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput
+from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
-from sem_jax.training.workdir import checkpoint_folder
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many bad steps in a row; the message names step, cause and the last good checkpoint."""
+    """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint."""
 
 
 class Reporter:
     """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits."""
 
-    def __init__(self, config: Config, dataset: Dataset, workdir: str | Path, start_step: int):
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        workdir: str | Path,
+        start_step: int,
+        state: TrainState,
+        checkpoints: Checkpointer,
+    ):
+        """Opens metrics.jsonl.
+
+        Args:
+          config: the experiment.
+          dataset: tells the bytes of a token.
+          workdir: of the run.
+          start_step: steps taken by earlier processes of the run.
+          state: of the run; only its structure is read.
+          checkpoints: of the run, to name the last good one where the run has to end.
+        """
         self._config = config
         self._bytes_per_token = dataset.bytes_per_token
-        self._checkpoints = checkpoint_folder(workdir)
+        self._checkpoints = checkpoints
+        self._leaf_names = leaf_names(state.params, state.opt_state.inner)
         self._writer = MetricsWriter(workdir, start_step)
         self._progress = Progress(config.training.max_steps, start_step)
         self._late = LateMetrics()
@@ -70,21 +91,49 @@ class Reporter:
             self._warn(step, metrics.propagators)
 
     def _report_skip(self, step: int, metrics: StepMetrics) -> None:
-        if metrics.consecutive:
-            self._progress.note(
-                f"step {step}: skipped, {describe_reason(int(metrics.reason))} not finite; "
-                f"parameters unchanged, LR scale was {float(metrics.lr_scale):g}"
+        if not metrics.consecutive:
+            return
+        reason, leaf = int(metrics.reason), int(metrics.leaf)
+        why, where = describe_skip(reason, leaf, self._leaf_names), {"leaf": self._leaf_names[leaf]} if leaf >= 0 else {}
+        self._writer.write(
+            "skip",
+            step,
+            reason=root(reason).name.lower(),
+            **where,
+            loss=float(metrics.loss),
+            grad_norm=float(metrics.grad_norm),
+            lr_scale=float(metrics.lr_scale),
+            consecutive=int(metrics.consecutive),
+            skipped=int(metrics.skipped),
+        )
+        self._progress.note(
+            f"step {step}: skipped, {why}; parameters unchanged, LR scale was {float(metrics.lr_scale):g}"
+        )
+        if root(reason) == Reason.STATE:
+            raise TrainingDiverged(
+                f"step {step}: {why}. The state itself is damaged, so that no skipped step can mend it. "
+                f"{self._way_back()}"
             )
         if metrics.consecutive >= self._config.optimizer.guard_max_consecutive:
             raise TrainingDiverged(
-                f"step {step}: {int(metrics.consecutive)} bad steps in a row "
-                f"({describe_reason(int(metrics.reason))} not finite); the last good checkpoints are in "
-                f"{self._checkpoints}. Start again from there with a lower config.optimizer.learning_rate, or with "
-                "config.optimizer.temperature = 0"
+                f"step {step}: {int(metrics.consecutive)} bad steps in a row, the last one for this cause: {why}. "
+                f"{self._way_back()}, with a lower config.optimizer.learning_rate or config.optimizer.temperature = 0"
             )
 
+    def _way_back(self) -> str:
+        good, newest = self._checkpoints.newest_finite(), self._checkpoints.latest_step()
+        if newest is None:
+            return "No checkpoint has been saved yet: start again"
+        if good is None:
+            return f"No checkpoint in {self._checkpoints.path(newest).parent} is good: delete them and start again"
+        path = self._checkpoints.path(good)
+        if good == newest:
+            return f"The last good checkpoint is {path}: start the run again, which goes on from there"
+        return f"The last good checkpoint is {path}: delete the newer ones and start the run again"
+
     def _report_training(self, step: int, metrics: StepMetrics) -> None:
-        loss, nll = (float(np.mean([getattr(m, name) for m in self._recent])) for name in ("loss", "nll"))
+        names = ["loss", "nll"] if metrics.distill is None else ["loss", "nll", "distill"]
+        means = {name: float(np.mean([getattr(m, name) for m in self._recent])) for name in names}
         self._recent.clear()
         values: dict[str, Any] = {
             "lr": float(metrics.lr),
@@ -93,19 +142,18 @@ class Reporter:
             "tokens_per_s": self._throughput.tokens_per_second(),
             "skipped": int(metrics.skipped),
         }
-        bpb = bits_per_byte(nll, self._bytes_per_token)
+        bpb = bits_per_byte(means["nll"], self._bytes_per_token)
         stats = metrics.propagators
         self._writer.write(
             "train",
             step,
-            loss=loss,
-            nll=nll,
+            **means,
             bits_per_byte=bpb,
             **values,
             cg_residual=float(np.max(stats.residual)),
             norm_drift=float(np.max(stats.norm_drift)),
         )
-        self._progress.update(step, loss=loss, bits_per_byte=bpb, **values)
+        self._progress.update(step, loss=means["loss"], bits_per_byte=bpb, **values)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Reports an evaluation."""

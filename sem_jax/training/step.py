@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sem_jax.config import Config
+from sem_jax.config import Config, TrainingConfig
 from sem_jax.core.sinkhorn import population_update
 from sem_jax.data import Batch
-from sem_jax.losses import LossSums, batch_loss
+from sem_jax.losses import LossSums, batch_loss, mean_divergence
 from sem_jax.modules.model import ForwardStats, ModelParts
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import global_norm, make_optimizer, make_schedule
@@ -23,7 +23,7 @@ from sem_jax.training.state import Params, TrainState
 class StepMetrics(NamedTuple):
     """What a training step reports; scalars unless said otherwise."""
 
-    loss: Array  # mean over targets of what is minimised
+    loss: Array  # what is minimised
     nll: Array  # nats a target token
     lr: Array  # after the guard's scale
     lr_scale: Array
@@ -31,7 +31,9 @@ class StepMetrics(NamedTuple):
     skipped: Array  # bad steps so far
     consecutive: Array  # bad steps in a row up to this one
     reason: Array  # `sem_jax.optim.Reason` of the last bad step
+    leaf: Array  # where it was: an index into `sem_jax.optim.leaf_names`, or -1
     propagators: PropagatorStats  # each [L], the worst of the batch
+    distill: Array | None  # the part of the loss that α multiplies, None where there is no teacher
 
 
 class EvalMetrics(NamedTuple):
@@ -41,26 +43,56 @@ class EvalMetrics(NamedTuple):
     propagators: PropagatorStats  # each [L]
 
 
-def _loss_of(graphdef: Any, config: Config, params: Params, buffers: Params, batch: Batch):
+def _loss_of(
+    graphdef: Any, config: Config, params: Params, buffers: Params, batch: Batch, teacher: Params | None = None
+) -> tuple[LossSums, ForwardStats]:
     model = ModelParts(graphdef, params, buffers).merge()
     tokens, resets, weights = map(jnp.asarray, batch)
     sums, stats, _ = batch_loss(
-        model, tokens[:, :-1], tokens[:, 1:], resets[:, :-1], weights, config.optimizer.unitary_lambda
+        model,
+        tokens[:, :-1],
+        tokens[:, 1:],
+        resets[:, :-1],
+        weights,
+        config.optimizer.unitary_lambda,
+        None if teacher is None else ModelParts(graphdef, teacher, buffers).merge(),
+        config.training.distill_temperature,
     )
     return sums, stats
 
 
-def make_train_step(graphdef: Any, config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+def _objective(config: Config, sums: LossSums, weight: Array) -> tuple[Array, Array | None]:
+    """(what is minimised, its part from the teacher); linear in the sums, so micro-batches add up."""
+    hard = sums.loss / weight
+    if sums.divergence is None:
+        return hard, None
+    training = config.training
+    soft = mean_divergence(sums.divergence, weight, training.global_batch, config.model.likelihood)
+    return (1 - training.distill_weight) * hard + training.distill_weight * soft, soft
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    graphdef: Any, config: Config, optimizer: optax.GradientTransformationExtraArgs | None = None
+) -> TrainStep:
     """The compiled step (state, batch) -> (state, metrics); the state's buffers are donated.
 
     A batch of [global_batch, ...] is worked through in micro-batches; their gradients add up to that of the whole.
+    Where `training.distill_weight` is not 0, the parameters' average before the step is the teacher of the step.
+
+    Args:
+      graphdef: structure of the model.
+      config: the experiment.
+      optimizer: with state and arguments of the one that `make_optimizer` returns, which is the default.
     """
-    optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
+    optimizer = optimizer or make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
     schedule = make_schedule(config.optimizer, config.training.max_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         grads, sums, stats = _accumulate(graphdef, config, state, batch)
-        loss = sums.loss / sums.weight
+        loss, distill = _objective(config, sums, sums.weight)
         guard = state.opt_state
         updates, opt_state = optimizer.update(grads, guard, state.params, loss=loss, step=state.step)
         params = optax.apply_updates(state.params, updates)
@@ -70,7 +102,7 @@ def make_train_step(graphdef: Any, config: Config) -> Callable[[TrainState, Batc
             params=params,
             buffers=_update_buffers(config, state.buffers, stats, good),
             opt_state=opt_state,
-            ema=_update_ema(config, state.ema, params, good),
+            ema=_update_ema(config, state, params, good),
         )
         metrics = StepMetrics(
             loss=loss,
@@ -81,7 +113,9 @@ def make_train_step(graphdef: Any, config: Config) -> Callable[[TrainState, Batc
             skipped=opt_state.skipped,
             consecutive=opt_state.consecutive,
             reason=opt_state.reason,
+            leaf=opt_state.leaf,
             propagators=stats.propagators,
+            distill=distill,
         )
         return new_state, metrics
 
@@ -93,10 +127,11 @@ def _accumulate(
 ) -> tuple[Params, LossSums, ForwardStats]:
     """Gradient of the mean loss over the whole batch, sums of the loss, and statistics of the worst micro-batch."""
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
+    teacher = state.ema if config.training.distill_weight else None
 
     def micro_loss(params: Params, micro: Batch):
-        sums, stats = _loss_of(graphdef, config, params, state.buffers, micro)
-        return sums.loss / total_weight, (sums, stats)
+        sums, stats = _loss_of(graphdef, config, params, state.buffers, micro, teacher)
+        return _objective(config, sums, total_weight)[0], (sums, stats)
 
     gradient = jax.grad(micro_loss, has_aux=True)
     num_micro = config.training.global_batch // config.training.micro_batch
@@ -110,7 +145,7 @@ def _accumulate(
 
     micro_batches = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
     zero = jnp.zeros(())
-    start = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero))
+    start = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero, None if teacher is None else zero))
     (grads, sums), stats = jax.lax.scan(add, start, micro_batches)
     worst = jax.tree.map(lambda x: jnp.max(x, axis=0), stats.propagators)
     stats = ForwardStats(worst, jnp.mean(stats.column_share, axis=0))
@@ -126,11 +161,24 @@ def _update_buffers(config: Config, buffers: Params, stats: ForwardStats, good: 
     return buffers | {"encoder": buffers["encoder"] | {"potential": jnp.where(good, moved, potential)}}
 
 
-def _update_ema(config: Config, ema: Params | None, params: Params, good: Array) -> Params | None:
-    if ema is None:
+def ema_rate(config: TrainingConfig, step: Array | int) -> Array | float:
+    """1 − decay of the parameters' average at a step, counted from 0: the share of the new parameters in it.
+
+    The decay goes linearly from `ema_decay_start` to `ema_decay` in the first `ema_decay_steps` steps. The rate is what
+    is interpolated, since 1 − decay would lose its digits in float32.
+    """
+    final = 1 - config.ema_decay
+    if not config.ema_decay_steps:
+        return final
+    remaining = jnp.maximum(1 - step / config.ema_decay_steps, 0)
+    return final + (config.ema_decay - config.ema_decay_start) * remaining
+
+
+def _update_ema(config: Config, state: TrainState, params: Params, good: Array) -> Params | None:
+    if state.ema is None:
         return None
-    rate = jnp.where(good, 1 - config.training.ema_decay, 0.0)
-    return jax.tree.map(lambda average, new: average + rate.astype(average.real.dtype) * (new - average), ema, params)
+    rate = jnp.where(good, ema_rate(config.training, state.step), 0.0)
+    return jax.tree.map(lambda old, new: old + rate.astype(old.real.dtype) * (new - old), state.ema, params)
 
 
 def make_eval_step(graphdef: Any, config: Config) -> Callable[[Params, Params, Batch], EvalMetrics]:

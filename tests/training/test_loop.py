@@ -109,6 +109,7 @@ def test_lines_hold_the_names_that_users_read(uninterrupted):
     both = {"split", "step", "loss", "nll", "bits_per_byte"}
     assert all(line.keys() >= both for line in lines)
     assert all(line.keys() >= {"lr", "lr_scale", "grad_norm", "tokens_per_s", "skipped"} for line in train_lines)
+    assert not any("distill" in line for line in lines)
     for line in lines:  # one ASCII character a token
         assert line["bits_per_byte"] == pytest.approx(line["nll"] / math.log(2), rel=1e-12)
 
