@@ -124,3 +124,14 @@ def primitives(jaxpr: Any) -> Iterator[str]:
         yield equation.primitive.name
         for inner in jaxprs_in_params(equation.params):
             yield from primitives(inner)
+
+
+@functools.cache
+def quick_options() -> dict[str, Any]:
+    """Compiler options that halve the time to compile; the older way to emit loops is slower only when run."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:  # another compiler does not know them
+        return {}
+    return options

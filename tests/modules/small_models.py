@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from small import quick_options
 
 from sem_jax.config import EncoderConfig, MixerConfig, ModelConfig, PropagatorConfig
 from sem_jax.modules.encoder import rotation_frequency
@@ -16,21 +16,6 @@ from sem_jax.modules.model import ModelParts, ModelState, abstract_model, stack_
 from sem_jax.modules.propagator import Propagator
 
 CAUSAL_TRANSPORTS = ("none", "row_softmax", "population", "causal_sinkhorn")
-
-
-def _accepted(options: dict) -> dict:
-    """The compiler options, or none if this compiler does not know them."""
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
-
-
-@functools.cache
-def quick_options() -> dict:
-    """Options that halve the time to compile a whole model; the older way to emit loops is slower only when run."""
-    return _accepted({"xla_cpu_use_fusion_emitters": False}) if jax.default_backend() == "cpu" else {}
 
 
 def quick_jit(function, **options):

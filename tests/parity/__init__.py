@@ -1,0 +1,1 @@
+"""sem_jax against the independent PyTorch reference: values, gradients, training; see `torch_reference`."""
