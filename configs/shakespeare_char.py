@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
     config.model.update(hidden_dim=192, num_layers=4, remat="elementwise")
     config.model.mixer.num_groups = 12
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
+    config.optimizer.update(learning_rate=6e-3, b2=0.99, warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
     config.training.update(max_steps=2000, global_batch=12, micro_batch=12, eval_every=250, eval_batches=100)
     config.sampling.update(prompt="\n", max_tokens=400)
     return config

@@ -14,6 +14,7 @@ from sem_jax.training.workdir import open_workdir
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
+_SKIPS_SHOWN = 20
 
 
 def write_report(workdir: str | Path) -> str:
@@ -26,6 +27,7 @@ def write_report(workdir: str | Path) -> str:
     lines = read_metrics(Path(workdir) / "metrics.jsonl")
     train = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "validation"]
+    skips = [line for line in lines if line["split"] == "skip"]
     text = "\n".join(
         [
             f"# {config.name}",
@@ -35,6 +37,7 @@ def write_report(workdir: str | Path) -> str:
             "",
             *_training_lines(train),
             "",
+            *_skip_table(skips),
             *_validation_table(validation),
             "",
         ]
@@ -59,6 +62,15 @@ def _training_lines(train: list[dict[str, Any]]) -> list[str]:
         f"{max(line['cg_residual'] for line in train):.1e}, worst norm drift "
         f"{max(line['norm_drift'] for line in train):.1e}{rate}.",
     ]
+
+
+def _skip_table(skips: list[dict[str, Any]]) -> list[str]:
+    if not skips:
+        return []
+    rows = [f"| {v['step']} | {v['reason']} | {v.get('leaf', '')} |" for v in skips[-_SKIPS_SHOWN:]]
+    hidden = len(skips) - len(rows)
+    title = [f"The last {len(rows)} of {len(skips)} skipped steps:", ""] if hidden else []
+    return [*title, "| skipped step | cause | first bad leaf |", "|---|---|---|", *rows, ""]
 
 
 def _curve(values: list[float]) -> str:

@@ -109,7 +109,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "from sem_jax.modules.propagator import PropagatorStats\n"
         "from sem_jax.training.evaluation import Evaluation\n"
         "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, cg_residual=2e-7, cg_iterations=8)\n"
-        "stats = PropagatorStats(np.array([2e-2]), np.array([8]), np.array([1e-7]))\n"
+        "stats = PropagatorStats(np.array([2e-2]), np.array([8]), np.array([1e-7]), np.array([1.5]))\n"
         "parts = SimpleNamespace(graphdef=None, params=None, buffers=None)\n"
         "evaluate.load = lambda workdir, step: SimpleNamespace(config=config(), parts=parts)\n"
         "def open_dataset(data, seed, batch):\n"

@@ -106,7 +106,7 @@ MAY_BE_ZERO = SIGNED | {
     "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents", "training.seed",
     "training.distill_weight", "training.ema_decay", "training.ema_decay_start", "training.ema_decay_steps",
     "training.overfit_batches", "sampling.temperature", "sampling.top_k",
-    "sampling.context_length",
+    "sampling.context_length", "optimizer.spike_zscore",
 }  # fmt: skip
 
 
@@ -148,6 +148,10 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"optimizer.b1": 1.0}, ["b1"]),
         ({"optimizer.b2": 1.0}, ["b2"]),
         ({"optimizer.guard_backoff": 1.0}, ["guard_backoff"]),
+        (
+            {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 20},
+            ["spike_patience = 20", "guard_max_consecutive = 20"],
+        ),
         ({"sampling.top_p": 1.1}, ["top_p = 1.1"]),
         ({"training.ema_decay": 1.01}, ["ema_decay = 1.01"]),
         (
@@ -175,6 +179,7 @@ def test_fields_that_exclude_each_other_are_named_together(changes, named):
     [
         {"model.encoder.sdr_sparsity": 128},
         {"optimizer.warmup_steps": 1500},
+        {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 19},
         {"data.seq_length": 2048},
         {"training.micro_batch": 8},
         {"model.encoder.transport": "none"},

@@ -13,6 +13,7 @@ from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, expi, one_minus_exp_neg, rms_norm
 from sem_jax.core.scan import clamped_recurrence, linear_recurrence
 from sem_jax.modules.linear import Linear, complex_weight
+from sem_jax.modules.probe import Probe, unobserved
 
 
 class MixerState(NamedTuple):
@@ -32,11 +33,14 @@ class SpinorGate(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[B, S, D] complex to the same."""
-        gate = jax.nn.sigmoid(1.7015 * self.gate_proj.of_parts(x))
         blocks = self.rotation[...]
         # Blocks are too small for the split product of `complex_matmul` to pay.
         rotated = jnp.einsum("...ni,noi->...no", x.reshape(*x.shape[:-1], *blocks.shape[:2]), blocks).reshape(x.shape)
-        return x + gate * (rotated - x)
+        return x + self.gate(x) * (rotated - x)
+
+    def gate(self, x: Array) -> Array:
+        """g in 0..1, real [B, S, D]: how far each channel is rotated."""
+        return jax.nn.sigmoid(1.7015 * self.gate_proj.of_parts(x))
 
 
 class CausalConv(nnx.Module):
@@ -92,6 +96,13 @@ class SelectiveSSM(nnx.Module):
 
     def __call__(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
         """x [B, S, D] and the state before it [B, G, N] to (y [B, S, D], state after it)."""
+        a, inputs = self.recurrence(x, position)
+        h, h_last = self.states(a, inputs, h0, position)
+        y = complex_matmul(jnp.swapaxes(h, 0, 1), self.out_proj[...])
+        return y.reshape(x.shape), h_last
+
+    def recurrence(self, x: Array, position: Array) -> tuple[Array, Array]:
+        """(a, input) of h_t = a_t·h_{t−1} + input_t, each [S, B, G, N]; a is 0 where a document starts."""
         config = self.config
         groups = x.reshape(*x.shape[:2], config.num_groups, -1)
         # Clipping the exponent instead of its exponential gives the same values and keeps an overflow out of the
@@ -105,12 +116,14 @@ class SelectiveSSM(nnx.Module):
         a = jnp.where(starts, 0, a)
         b_x = complex_matmul(jnp.swapaxes(groups, 0, 1), self.in_proj[...])
         scale = dt if config.input_scale == "dt" else jnp.sqrt(-jnp.expm1(2 * log_decay))
+        return a, scale * b_x
+
+    def states(self, a: Array, inputs: Array, h0: Array, position: Array) -> tuple[Array, Array]:
+        """(h [S, B, G, N], the last of them [B, G, N])."""
+        config = self.config
         if config.clamp_interval:
-            h, h_last = clamped_recurrence(a, scale * b_x, h0, position.T, config.clamp_interval)
-        else:
-            h, h_last = linear_recurrence(a, scale * b_x, h0, config.scan)
-        y = complex_matmul(jnp.swapaxes(h, 0, 1), self.out_proj[...])
-        return y.reshape(x.shape), h_last
+            return clamped_recurrence(a, inputs, h0, position.T, config.clamp_interval)
+        return linear_recurrence(a, inputs, h0, config.scan)
 
 
 class Mixer(nnx.Module):
@@ -127,11 +140,17 @@ class Mixer(nnx.Module):
         self.output_scale = nnx.Param(jnp.full(dim, 2.5))
         self.residual_scale = nnx.Param(jnp.asarray((2 * config.num_layers) ** -0.5))
 
-    def __call__(self, x: Array, state: MixerState, position: Array) -> tuple[Array, MixerState]:
+    def __call__(
+        self, x: Array, state: MixerState, position: Array, probe: Probe = unobserved
+    ) -> tuple[Array, MixerState]:
         """x [B, S, D] complex and the state before it to (the same shape, the state after it)."""
-        z = self.spinor_gate(rms_norm(x, self.norm_gamma[...]))
+        z = probe("norm", rms_norm(x, self.norm_gamma[...]))
+        z = probe("spinor_gate", self.spinor_gate(z))
         z, taps = self.conv(z, state.taps, position)
-        z = z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...]))
+        z = probe("conv", z)
+        z = probe("amplitude_gate", z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...])))
         z, ssm = self.ssm(z, state.ssm, position)
-        z = complex_matmul(z, self.out_proj[...])
-        return x + self.residual_scale[...] * (z * self.output_scale[...]), MixerState(taps, ssm)
+        z = probe("ssm", z)
+        z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
+        x = probe("residual", x + self.residual_scale[...] * (z * self.output_scale[...]))
+        return x, MixerState(taps, ssm)

@@ -5,25 +5,29 @@
 
 from optax.tree import norm as global_norm
 
-from sem_jax.optim.chain import LangevinAdamWState, langevin_adamw, make_optimizer, make_schedule
+from sem_jax.optim.chain import LangevinAdamWState, guarded, langevin_adamw, make_optimizer, make_schedule
 from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
 from sem_jax.optim.conjugate import conjugate_gradients
-from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard
+from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, leaf_names
 from sem_jax.optim.langevin import langevin_noise
 from sem_jax.optim.schedule import warmup_stable_decay
+from sem_jax.optim.spikes import SpikeState
 from sem_jax.optim.weight_decay import decay_all, matrices_only
 
 __all__ = [
     "FiniteGuardState",
     "LangevinAdamWState",
     "Reason",
+    "SpikeState",
     "bias_corrected_second_moment",
     "conjugate_gradients",
     "decay_all",
     "finite_guard",
     "global_norm",
+    "guarded",
     "langevin_adamw",
     "langevin_noise",
+    "leaf_names",
     "make_optimizer",
     "make_schedule",
     "matrices_only",

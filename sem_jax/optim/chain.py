@@ -1,5 +1,6 @@
 """The optimizer as a recipe: complex AdamW, its schedule, Langevin noise and the guard."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,10 @@ from sem_jax.optim.finite_guard import finite_guard
 from sem_jax.optim.langevin import langevin_noise
 from sem_jax.optim.schedule import warmup_stable_decay
 from sem_jax.optim.weight_decay import decay_all, matrices_only
+
+# Without clipping nothing bounds what a second moment takes in. After a gradient of this norm √v̂ is 3e7 at first, an
+# ordinary gradient moves its parameter by less than a rounding, and that lasts for thousands of steps at b2 = 0.999.
+UNCLIPPED_MAX_NORM = 1e9
 
 
 class LangevinAdamWState(NamedTuple):
@@ -40,11 +45,20 @@ def make_optimizer(config: OptimizerConfig, max_steps: int, seed: int) -> optax.
     Raises:
       ValueError: a hyperparameter is out of its range.
     """
+    return guarded(langevin_adamw(config, make_schedule(config, max_steps), seed), config)
+
+
+def guarded(inner: optax.GradientTransformation, config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`finite_guard` as a configuration sets it: without clipping, a norm above `UNCLIPPED_MAX_NORM` is bad, too."""
     return finite_guard(
-        langevin_adamw(config, make_schedule(config, max_steps), seed),
+        inner,
         backoff=config.guard_backoff,
         min_scale=config.guard_min_scale,
         regrow_steps=config.guard_regrow_steps,
+        max_norm=math.inf if config.clip_norm else UNCLIPPED_MAX_NORM,
+        spike_zscore=config.spike_zscore,
+        spike_window=config.spike_window,
+        spike_patience=config.spike_patience,
     )
 
 

@@ -95,7 +95,7 @@ class Checkpointer:
             return
         if newest is not None and step < newest:
             raise CheckpointError(
-                f"step {step} cannot be saved: {self._path(newest)} is newer. Start from that one, move the newer ones "
+                f"step {step} cannot be saved: {self.path(newest)} is newer. Start from that one, move the newer ones "
                 "away or choose another directory"
             )
         with self._failing_loudly(step):
@@ -127,6 +127,20 @@ class Checkpointer:
         """The newest step in the directory, None if there is none; raises as `wait` does."""
         return max(self._steps(), default=None)
 
+    def newest_finite(self) -> int | None:
+        """The newest step whose checkpoint is intact and holds finite numbers only; None if there is none.
+
+        Raises as `wait` does. It reads whole checkpoints, so it is for the end of a run that went wrong.
+        """
+        return next((step for step in reversed(self._steps()) if self._is_finite(step)), None)
+
+    def _is_finite(self, step: int) -> bool:
+        try:
+            arrays = self._read_arrays(step, self._read_record(step)).values()
+        except _Damaged:
+            return False
+        return all(np.isfinite(array).all() for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact))
+
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
 
@@ -153,7 +167,7 @@ class Checkpointer:
         targets = _named_leaves(like)
         try:
             record = self._read_record(step)
-            _require_same_forms(record, targets, self._path(step))
+            _require_same_forms(record, targets, self.path(step))
             arrays = self._read_arrays(step, record)
         except _Damaged as damage:
             raise CheckpointError(self._cure(step, damage)) from damage
@@ -161,7 +175,8 @@ class Checkpointer:
         leaves = [_place(arrays[name], target) for name, target in targets.items()]
         return step, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _path(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
         return self._directory / str(step)
 
     def _open(self, *, writing: bool) -> ocp.CheckpointManager:
@@ -200,7 +215,7 @@ class Checkpointer:
                     failed.close()
                 self._writer = self._open(writing=True)  # clears the unfinished files
             raise CheckpointError(
-                f"{self._path(step)} could not be written ({_summary(error)}). Nothing of it is left and the older "
+                f"{self.path(step)} could not be written ({_summary(error)}). Nothing of it is left and the older "
                 "checkpoints are untouched; check free space and permissions, then start again from the newest"
             ) from error
 
@@ -224,7 +239,7 @@ class Checkpointer:
         return arrays
 
     def _cure(self, step: int, damage: _Damaged) -> str:
-        damaged = f"{self._path(step)} is damaged: {damage}"
+        damaged = f"{self.path(step)} is damaged: {damage}"
         for older in reversed([earlier for earlier in self._steps() if earlier < step]):
             with contextlib.suppress(_Damaged):
                 self._read_arrays(older, self._read_record(older))

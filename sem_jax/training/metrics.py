@@ -53,13 +53,13 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, split: Literal["train", "validation"], step: int, **values: float) -> None:
+    def write(self, split: Literal["train", "validation", "skip"], step: int, **values: float | str) -> None:
         """Appends one line.
 
         Args:
-          split: what the values were measured on.
+          split: what the values were measured on; "skip" tells of a step that the guard refused.
           step: training steps taken so far.
-          **values: by name; numbers, or arrays of one number.
+          **values: by name; numbers, arrays of one number, or text.
         """
         numbers = {name: _strict(value) for name, value in values.items()}
         line = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)
@@ -85,7 +85,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [{name: math.nan if v is None else v for name, v in values.items()} for _, values in _parse(path)]
 
 
-def _strict(value: Any) -> float | None:
+def _strict(value: Any) -> float | str | None:
     number = value.item() if hasattr(value, "item") else value
     return None if isinstance(number, float) and not math.isfinite(number) else number
 

@@ -11,10 +11,10 @@ import numpy as np
 from sem_jax.config import Config
 from sem_jax.data import Dataset
 from sem_jax.modules.propagator import PropagatorStats
-from sem_jax.training.evaluation import Evaluation
 from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
-from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip, root
+from sem_jax.training.evaluation import Evaluation
+from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip
 from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
@@ -93,12 +93,13 @@ class Reporter:
     def _report_skip(self, step: int, metrics: StepMetrics) -> None:
         if not metrics.consecutive:
             return
-        reason, leaf = int(metrics.reason), int(metrics.leaf)
-        why, where = describe_skip(reason, leaf, self._leaf_names), {"leaf": self._leaf_names[leaf]} if leaf >= 0 else {}
+        reason, leaf = Reason(int(metrics.reason)), int(metrics.leaf)
+        why = describe_skip(reason, leaf, self._leaf_names)
+        where = {"leaf": self._leaf_names[leaf]} if leaf >= 0 else {}
         self._writer.write(
             "skip",
             step,
-            reason=root(reason).name.lower(),
+            reason=reason.name.lower(),
             **where,
             loss=float(metrics.loss),
             grad_norm=float(metrics.grad_norm),
@@ -109,7 +110,7 @@ class Reporter:
         self._progress.note(
             f"step {step}: skipped, {why}; parameters unchanged, LR scale was {float(metrics.lr_scale):g}"
         )
-        if root(reason) == Reason.STATE:
+        if reason == Reason.STATE:
             raise TrainingDiverged(
                 f"step {step}: {why}. The state itself is damaged, so that no skipped step can mend it. "
                 f"{self._way_back()}"

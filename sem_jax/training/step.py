@@ -177,8 +177,13 @@ def ema_rate(config: TrainingConfig, step: Array | int) -> Array | float:
 def _update_ema(config: Config, state: TrainState, params: Params, good: Array) -> Params | None:
     if state.ema is None:
         return None
-    rate = jnp.where(good, ema_rate(config.training, state.step), 0.0)
-    return jax.tree.map(lambda old, new: old + rate.astype(old.real.dtype) * (new - old), state.ema, params)
+    rate = jnp.asarray(ema_rate(config.training, state.step))
+
+    def average(old: Array, new: Array) -> Array:
+        # A select, because a rate of zero would let a damaged parameter in.
+        return jnp.where(good, old + rate.astype(old.real.dtype) * (new - old), old)
+
+    return jax.tree.map(average, state.ema, params)
 
 
 def make_eval_step(graphdef: Any, config: Config) -> Callable[[Params, Params, Batch], EvalMetrics]:

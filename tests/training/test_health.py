@@ -10,7 +10,7 @@ from small import config
 from sem_jax.config import PropagatorConfig
 from sem_jax.modules.propagator import Propagator, PropagatorStats
 from sem_jax.optim import Reason
-from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_reason
+from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip
 
 
 def layer_stats(**changes):
@@ -39,7 +39,8 @@ def test_the_default_solver_is_silent():
 
 
 def stats_of(residual, drift):
-    return PropagatorStats(np.array(residual), np.full(len(residual), 8), np.array(drift))
+    layers = len(residual)
+    return PropagatorStats(np.array(residual), np.full(layers, 8), np.array(drift), np.zeros(layers))
 
 
 def test_only_the_layer_beyond_a_limit_is_named():
@@ -60,14 +61,23 @@ def test_the_cure_is_one_of_the_solver_in_use(solver, cure):
     assert ("cg_max_iter" in warning) == (solver == "cg")
 
 
+def test_edge_weights_warn_only_where_they_have_certainly_outgrown_the_step():
+    """λ_max lies between the largest weighted degree and its double, which is what a step reports."""
+    stats = stats_of([0.0, 0.0], [0.0, 0.0])._replace(h_lambda=np.array([9.9, 10.1]))
+    (warning,) = convergence_warnings(stats, PropagatorConfig())
+    assert warning.startswith("propagator layer 1: hλ is 5.05 or more, above 5")
+    assert "config.model.propagator.cayley_dt" in warning
+
+
 def test_nan_is_a_warning_not_silence():
     assert len(convergence_warnings(stats_of([math.nan], [math.nan]), PropagatorConfig())) == 2
 
 
-def test_reasons_are_words():
-    assert describe_reason(int(Reason.LOSS | Reason.GRADIENT)) == "loss, gradient"
-    assert describe_reason(int(Reason.MOMENTS)) == "moments"
-    assert describe_reason(0) == "nothing"
+def test_a_skip_is_told_by_its_cause_and_its_leaf():
+    names = ["readout/bias", "readout/weight"]
+    assert describe_skip(int(Reason.GRADIENT), 1, names) == "gradient not finite or too large in readout/weight"
+    assert describe_skip(int(Reason.LOSS), -1, names) == "loss not finite"
+    assert len({describe_skip(int(reason), 0, names) for reason in Reason}) == len(Reason)
 
 
 def test_a_fair_coin_a_byte_is_one_bit():

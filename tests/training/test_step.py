@@ -130,7 +130,7 @@ def test_a_nan_leaves_no_trace_but_the_guards(step, first):
     assert differing_leaves(kept, (bad.params, bad.buffers, bad.ema, bad.opt_state.inner)) == []
     assert (int(good.step), int(bad.step)) == (1, 2)
     assert (int(metrics.skipped), int(metrics.consecutive)) == (1, 1)
-    assert int(metrics.reason) & Reason.LOSS
+    assert (int(metrics.reason), int(metrics.leaf)) == (Reason.LOSS, -1)
     assert (float(metrics.lr_scale), float(bad.opt_state.lr_scale)) == (1.0, 0.5)
 
 

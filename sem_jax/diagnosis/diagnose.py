@@ -1,0 +1,75 @@
+"""From a configuration or a run to a `Diagnosis`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sem_jax.config import Config, ModelConfig, with_vocabulary
+from sem_jax.data import Batch, open_dataset
+from sem_jax.diagnosis.parameters import parameter_stats
+from sem_jax.diagnosis.report import Diagnosis, collect
+from sem_jax.diagnosis.suspects import find_suspects
+from sem_jax.diagnosis.walk import make_measurement
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.state import TrainState, abstract_state, init_state
+from sem_jax.training.workdir import checkpoint_folder, open_workdir
+
+
+def diagnose(config: Config, graphdef: Any, state: TrainState, batch: Batch) -> Diagnosis:
+    """Walks a model forward and backward over a batch and looks for suspects.
+
+    Args:
+      config: the experiment.
+      graphdef: structure of the model.
+      state: parameters, buffers and moments. The parameters are those that training moves, not their average.
+      batch: at most `training.micro_batch` sequences are read, what training holds in memory at once.
+    """
+    batch = Batch(*(rows[: config.training.micro_batch] for rows in batch))
+    measure = _compiled_measurement(graphdef, config.model, config.optimizer.unitary_lambda)
+    measured = measure(state.params, state.buffers, batch)
+    parameters = parameter_stats(config, state, measured.gradients)
+    found = collect(config, int(state.step), jax.device_get(measured), parameters, batch.weights.shape)
+    return dataclasses.replace(found, suspects=find_suspects(config, found))
+
+
+@functools.cache
+def _compiled_measurement(graphdef: Any, config: ModelConfig, unitary_lambda: float) -> Any:
+    return jax.jit(make_measurement(graphdef, config, unitary_lambda))
+
+
+def diagnose_config(config: Config) -> Diagnosis:
+    """A fresh model of a configuration, on its first training batch.
+
+    Raises:
+      ConfigError, DataError: the configuration or its data cannot be used.
+    """
+    dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
+    config = with_vocabulary(config, dataset.tokenizer.vocab_size)
+    parts, state = init_state(config)
+    return diagnose(config, parts.graphdef, state, dataset.train.batch(0))
+
+
+def diagnose_run(workdir: str | Path, step: int | None = None) -> Diagnosis:
+    """A run at a checkpoint, on the training batch that came next.
+
+    Args:
+      workdir: of `python -m sem_jax.train`.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds or its data cannot be used.
+    """
+    config, _ = open_workdir(workdir)
+    like, graphdef = abstract_state(config)
+    with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
+        found, state = checkpointer.restore(like, step)
+    data = dataclasses.replace(config.data, tokenizer_path=str(Path(workdir) / "tokenizer.json"))
+    dataset = open_dataset(data, config.training.seed, config.training.global_batch)
+    return diagnose(
+        config, graphdef, state, dataset.train.batch(found % (config.training.overfit_batches or found + 1))
+    )

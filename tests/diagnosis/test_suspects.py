@@ -1,0 +1,220 @@
+"""Faults planted into a small model: the diagnosis puts the right component and field first."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import copied, text_config
+
+from sem_jax.config import PropagatorConfig
+from sem_jax.data import open_dataset
+from sem_jax.diagnosis.diagnose import diagnose, diagnose_run
+from sem_jax.diagnosis.suspects import find_suspects
+from sem_jax.diagnosis.table import format_diagnosis
+from sem_jax.training.health import Finding, propagator_findings
+from sem_jax.training.state import init_state
+from sem_jax.training.workdir import create_workdir
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """(configuration, parts, state, batch, dataset) of a fresh model."""
+    config = text_config(tmp_path_factory.mktemp("text"), model__num_layers=2, model__vocab_size=0)
+    dataset = open_dataset(config.data, 0, config.training.global_batch)
+    model = dataclasses.replace(config.model, vocab_size=dataset.tokenizer.vocab_size)
+    config = dataclasses.replace(config, model=model)
+    parts, state = init_state(config)
+    return config, parts, state, dataset.train.batch(0), dataset
+
+
+def suspects(healthy, change=lambda params: None, **optimizer):
+    """The suspects of a model whose parameters `change` has spoiled."""
+    config, parts, state, batch, _ = healthy
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer))
+    params = copied(state.params)
+    change(params)
+    return diagnose(config, parts.graphdef, state._replace(params=params), batch).suspects
+
+
+def setting(*keys, value):
+    """Replaces the leaf at `keys` by value(leaf)."""
+
+    def change(params):
+        group = functools.reduce(lambda tree, key: tree[key], keys[:-1], params)
+        group[keys[-1]] = value(group[keys[-1]])
+
+    return change
+
+
+def test_a_healthy_model_has_no_suspects(healthy):
+    assert suspects(healthy) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "index", "component"),
+    [
+        (("mixers", "conv", "kernel"), (1, 0, 3, 0, 0), "mixers.1.conv"),
+        (("mixers", "ssm", "decay"), (0, 1, 2), "mixers.0.ssm"),
+        (("propagators", "alpha"), (1, 4), "propagators.1.kerr"),
+        (("encoder", "sdr_to_hidden", "bias"), (2,), "encoder.wave"),
+        (("readout", "bias"), (0,), "head.readout"),
+    ],
+)
+def test_one_nan_is_traced_to_its_component(healthy, keys, index, component):
+    first, *others = suspects(healthy, setting(*keys, value=lambda leaf: leaf.at[index].set(jnp.nan)))
+    assert (first.component, first.field) == (component, "optimizer.learning_rate")
+    assert "1 of its parameters are not finite, nor is its output from [" in first.message
+    assert [f for f in others if f.severity == math.inf] == []  # what inherits it is not blamed
+
+
+def test_edge_weights_that_have_outgrown_the_time_step(healthy):
+    def change(params):
+        weights = params["propagators"]["edge_weights"]
+        for scale in weights:
+            weights[scale] = weights[scale].at[1].set(200.0)
+
+    found = suspects(healthy, change)
+    assert found[0].component == "propagators.1.cayley"
+    assert {f.field for f in found} == {"model.propagator.cayley_dt"}
+    assert {f.component for f in found} == {"propagators.1.cayley"}
+    (h_lambda,) = [f.value for f in found if f.quantity == "hλ"]
+    # Between the largest weighted degree and its double; the mean degree of the three graphs is (3 + 6 + 12)/3.
+    assert 0.05 * 200 * 7 < h_lambda < 0.05 * 200 * 2 * 15
+
+
+@pytest.mark.parametrize(
+    ("change", "component", "field"),
+    [
+        (
+            setting("mixers", "out_proj", value=lambda w: w.at[1].multiply(1e4)),
+            "mixers.1.out_proj",
+            "optimizer.weight_decay",
+        ),
+        (
+            setting("mixers", "spinor_gate", "gate_proj", "bias", value=lambda b: b.at[0].set(50.0)),
+            "mixers.0.spinor_gate",
+            "optimizer.weight_decay",
+        ),
+        (
+            setting("propagators", "alpha", value=lambda alpha: alpha.at[0].set(100.0)),
+            "propagators.0.kerr",
+            "model.propagator.nonlinear_alpha",
+        ),
+        (
+            setting("encoder", "codebook", value=lambda c: 1e3 * c),  # the shortest vector of all is always the nearest
+            "encoder.plan",
+            "model.encoder.transport",
+        ),
+        (
+            setting("encoder", "input_proj", "weight", value=lambda w: 1e3 * w),
+            "encoder.plan",
+            "model.encoder.sinkhorn_epsilon",
+        ),
+        (
+            setting("encoder", "codebook", value=jnp.zeros_like),
+            "encoder.sdr",
+            "model.encoder.sinkhorn_epsilon",
+        ),
+    ],
+    ids=["scale", "gate", "kerr", "columns", "rows", "flat"],
+)
+def test_a_planted_fault_comes_first(healthy, change, component, field):
+    first = suspects(healthy, change)[0]
+    assert (first.component, first.field) == (component, field)
+    assert f"config.{field}" in first.message
+
+
+def test_a_state_beyond_the_clamp_is_found_though_its_output_is_not(healthy):
+    def change(params):
+        ssm = params["mixers"]["ssm"]
+        ssm["in_proj"] = ssm["in_proj"].at[1].multiply(1e4)
+        ssm["out_proj"] = ssm["out_proj"].at[1].multiply(1e-4)
+
+    first = suspects(healthy, change)[0]
+    assert (first.component, first.field) == ("mixers.1.ssm", "model.mixer.clamp_interval")
+
+
+def test_noise_above_the_update(healthy):
+    (only,) = suspects(healthy, temperature=10.0, noise_cap=50.0)
+    assert only.field == "optimizer.temperature"
+    # Adam's first step is η in every entry; the noise is capped at 50η in every real component.
+    assert 50 * 0.9 < only.value < 50 * math.sqrt(2) * 1.1
+
+
+def test_every_component_reads_what_came_before(healthy):
+    config, parts, state, batch, _ = healthy
+    components = {c.name: c for c in diagnose(config, parts.graphdef, state, batch).components}
+    sources = {name: c.source for name, c in components.items()}
+    assert list(components)[:5] == ["encoder.embedding", "encoder.plan", "encoder.sdr", "encoder.wave", "mixers.0.norm"]
+    assert sources["mixers.0.residual"] == "encoder.wave"
+    assert sources["mixers.1.norm"] == sources["mixers.1.residual"] == "mixers.0.residual"
+    assert sources["propagators.0.kerr"] == "mixers.1.residual"
+    assert sources["head.final_norm"] == "propagators.1.cayley"
+    for name in ("propagators.0.kerr", "propagators.1.cayley"):  # unitary: neither moves power between tokens
+        assert components[name].gain == pytest.approx(1, rel=1e-5)
+    assert components["propagators.0.kerr"].entropy_transfer == pytest.approx(0, abs=1e-5)  # phases only
+    assert components["mixers.0.norm"].output["rms"] == pytest.approx(1, rel=1e-5)
+    assert [name for name, c in components.items() if c.parameter_gradient_norm == 0] == ["encoder.sdr"]
+
+
+def test_a_gradient_that_breaks_on_the_way_back_is_blamed_where_it_breaks(healthy):
+    config, parts, state, batch, _ = healthy
+    found = diagnose(config, parts.graphdef, state, batch)
+    names = [c.name for c in found.components]
+    broken = names.index("mixers.1.amplitude_gate")
+    components = [dataclasses.replace(c, gradient_bad=int(i < broken)) for i, c in enumerate(found.components)]
+    (only,) = find_suspects(config, dataclasses.replace(found, components=components))
+    assert (only.component, only.quantity) == ("mixers.1.amplitude_gate", "gradient")
+
+
+def test_severity_counts_decades_on_either_side():
+    def severity(value, limit):
+        return Finding("", "", value, limit, "", "").severity
+
+    assert severity(1e3, 10.0) == pytest.approx(2)
+    assert severity(1e-5, 1e-3) == pytest.approx(2)
+    assert severity(math.nan, 1.0) == math.inf
+
+
+def test_a_starved_solver_is_given_iterations_and_a_hopeless_one_a_shorter_step():
+    solver = PropagatorConfig(solver="cg")
+    (starved,) = propagator_findings(3, 1e-3, 8, 1e-6, 2.0, solver)
+    assert (starved.component, starved.field) == ("propagators.3.cayley", "model.propagator.cg_max_iter")
+    hopeless = propagator_findings(3, 1e-1, 8, 1e-2, 40.0, solver)
+    assert [f.quantity for f in hopeless] == ["residual", "norm drift", "hλ"]
+    assert {f.field for f in hopeless} == {"model.propagator.cayley_dt"}
+
+
+def test_a_workdir_is_diagnosed_on_the_batch_that_comes_next(healthy, tmp_path):
+    config, parts, state, batch, dataset = healthy
+    create_workdir(tmp_path / "run", config, dataset.tokenizer, state)
+    found = diagnose_run(tmp_path / "run")
+    expected = diagnose(config, parts.graphdef, state, batch)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert (found.step, found.tokens) == (0, batch.weights.size)
+    record = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert record["components"][0]["input"]["rms"] is None  # token ids have none
+    assert record["components"][3]["output"]["rms"] == pytest.approx(found.components[3].output["rms"])
+    text = format_diagnosis(found)
+    assert text.endswith("no suspects")
+    assert [c.name for c in found.components if f"\n{c.name} " not in text] == []
+
+
+def test_a_wave_is_described_as_it_is(healthy):
+    """The wave of the first token of each document is the real vector that the encoder made of it."""
+    config, parts, state, batch, _ = healthy
+    found = {c.name: c for c in diagnose(config, parts.graphdef, state, batch).components}
+    rows = np.asarray(state.params["encoder"]["embedding"])[batch.tokens[:, :-1]]
+    output = found["encoder.embedding"].output
+    assert output["rms"] == pytest.approx(np.sqrt(np.mean(rows**2)), rel=1e-5)
+    assert output["largest"] == pytest.approx(np.abs(rows).max(), rel=1e-6)
+    power = rows**2 / np.sum(rows**2, axis=-1, keepdims=True)
+    assert output["entropy"] == pytest.approx(np.mean(-np.sum(power * np.log2(power), axis=-1)), rel=1e-4)
+    assert jax.tree.all(jax.tree.map(np.isfinite, found["head.final_norm"].output))
