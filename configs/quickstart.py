@@ -1,7 +1,8 @@
 """A small SEM on the Python standard library: learns visibly in minutes on two CPU cores.
 
-1000 steps of 16 x 64 tokens of a 2048-token BPE, 1.1 M parameters of which two thirds are vocabulary. Reaches 2.172
-bits/byte on held-out files, without one skipped step; a step takes about 0.6 s on two shared cores.
+1000 steps of 16 x 64 tokens of a 2048-token BPE, 1.1 M parameters of which two thirds are vocabulary. Reaches 2.1148
+bits/byte on held-out files (2.1805 with the learning rate 3e-3 and b2 = 0.999), without one skipped step, in three and
+a half minutes from nothing, tokenizer and compilation included, on two idle cores.
 
 Command:  python -m sem_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -17,7 +18,7 @@ def get_config() -> ConfigDict:
     config.name = "quickstart"
     config.model.update(hidden_dim=128, num_layers=4, remat="elementwise")
     config.data.update(tokenizer="bpe", bpe_vocab_size=2048, seq_length=64)
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=500, lr_min_ratio=0.03)
+    config.optimizer.update(learning_rate=6e-3, b2=0.99, warmup_steps=100, decay_steps=500, lr_min_ratio=0.03)
     config.training.update(max_steps=1000, global_batch=16, micro_batch=16)
     config.training.update(log_every=20, eval_every=250, eval_batches=32, checkpoint_every=500)
     config.sampling.update(prompt="def ", max_tokens=80, temperature=0.7)

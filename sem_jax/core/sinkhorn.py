@@ -23,7 +23,9 @@ def transport_cost(points: Array, codebook: Array) -> Array:
 
 def row_softmax(log_kernel: Array, potential: Array | float = 0.0) -> Array:
     """The plan with rows that sum to 1 and a given column potential: softmax_m(k + v). [..., M] to [..., M]."""
-    return jax.nn.softmax(log_kernel + potential, axis=-1)
+    # Behind the barrier there is one value of each logit. Fused into the softmax, the cost would be computed twice and
+    # rounded differently; at costs of 1e9 the row's maximum is then exceeded by hundreds, and exp overflows.
+    return jax.nn.softmax(jax.lax.optimization_barrier(log_kernel + potential), axis=-1)
 
 
 def population_update(potential: Array, column_share: Array, rate: float) -> Array:
