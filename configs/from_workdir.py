@@ -6,14 +6,12 @@ Command:  python -m sem_jax.train --config=configs/from_workdir.py:DIR --workdir
               --config.data.source=text --config.data.path=FILE
 """
 
-import dataclasses
 import sys
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from sem_jax.config import ConfigError, to_config_dict
-from sem_jax.training.workdir import read_config
+from sem_jax.training.workdir import read_config, with_own_tokenizer
 
 
 def get_config(workdir: str = "") -> ConfigDict:
@@ -24,7 +22,4 @@ def get_config(workdir: str = "") -> ConfigDict:
         config = read_config(workdir)
     except ConfigError as error:  # raised from here it would become a traceback in a message about flags
         sys.exit(f"error: {error}")
-    tokenizer_path = str(Path(workdir) / "tokenizer.json")
-    return to_config_dict(
-        dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_path=tokenizer_path))
-    )
+    return to_config_dict(with_own_tokenizer(config, workdir))

@@ -15,9 +15,8 @@ from sem_jax.data.tokenizers import IdsTokenizer
 from sem_jax.interop import import_state_dict
 from sem_jax.language_model import LanguageModel
 from sem_jax.modules.model import ModelParts, init_model, split_model
-from sem_jax.training.checkpoint import Checkpointer
-from sem_jax.training.state import abstract_state, evaluated_params, start_state
-from sem_jax.training.workdir import checkpoint_folder, create_workdir, open_workdir
+from sem_jax.training.state import evaluated_params, start_state
+from sem_jax.training.workdir import create_workdir, restore_run
 
 
 def init(config: Mapping[str, Any] | ConfigDict | Config, seed: int = 0) -> LanguageModel:
@@ -43,12 +42,9 @@ def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
-    config, tokenizer = open_workdir(workdir)
-    like, graphdef = abstract_state(config)
-    with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
-        found, state = checkpointer.restore(like, step)
-    parts = ModelParts(graphdef, evaluated_params(state), state.buffers)
-    return LanguageModel(config, tokenizer, parts, found)
+    run = restore_run(workdir, step)
+    parts = ModelParts(run.graphdef, evaluated_params(run.state), run.state.buffers)
+    return LanguageModel(run.config, run.tokenizer, parts, run.step)
 
 
 def convert(

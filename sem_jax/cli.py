@@ -24,10 +24,12 @@ EXPECTED = (ConfigError, DataError, InteropError, CheckpointError, MetricsError,
 
 
 def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
-    """Wraps the main function of a command."""
+    """Wraps the main function of a command, which takes flags only."""
 
     @functools.wraps(main)
     def run(argv: list[str]) -> Any:
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown argument {argv[1]!r}")
         enable_compilation_cache()
         logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator that is absent
         try:

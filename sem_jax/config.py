@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -314,23 +315,21 @@ _SHARE = """
 """.split()
 
 
-def _lookup(config: Config, path: str) -> Any:
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
+def lookup(config: Config, path: str) -> Any:
+    """The value of a field such as "data.path"."""
+    return operator.attrgetter(path)(config)
 
 
 def _validate(config: Config) -> None:
     for path in _POSITIVE:
-        if not _lookup(config, path) > 0:
-            raise ConfigError(f"config.{path} = {_lookup(config, path)} must be positive")
+        if not lookup(config, path) > 0:
+            raise ConfigError(f"config.{path} = {lookup(config, path)} must be positive")
     for path in _NOT_NEGATIVE:
-        if _lookup(config, path) < 0:
-            raise ConfigError(f"config.{path} = {_lookup(config, path)} must not be negative")
+        if lookup(config, path) < 0:
+            raise ConfigError(f"config.{path} = {lookup(config, path)} must not be negative")
     for path in _SHARE:
-        if not 0 <= _lookup(config, path) <= 1:
-            raise ConfigError(f"config.{path} = {_lookup(config, path)} must lie between 0 and 1")
+        if not 0 <= lookup(config, path) <= 1:
+            raise ConfigError(f"config.{path} = {lookup(config, path)} must lie between 0 and 1")
     _validate_model(config.model)
     _validate_run(config)
 

@@ -25,8 +25,7 @@ _STEP = flags.DEFINE_integer("step", None, "Checkpoint to export; without it, th
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    del argv
     state_dict, to = _STATE_DICT.value, _TO.value
     if state_dict is not None and to is None and _STEP.value is None:
         model = convert(state_dict, _WORKDIR.value, _TOKENIZER.value, **_overrides(_SET.value))

@@ -27,8 +27,7 @@ _JSON = flags.DEFINE_string("json", None, "Write all numbers to this file, too."
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    del argv
     workdir, config, step = _WORKDIR.value, _CONFIG.value, _STEP.value
     if (workdir is None) == (config is None):
         raise app.UsageError("give --workdir to examine a run, or --config to examine a fresh model")

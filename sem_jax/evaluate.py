@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -22,6 +21,7 @@ from sem_jax.language_model import LanguageModel
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.health import convergence_warnings
 from sem_jax.training.token_outputs import token_outputs
+from sem_jax.training.workdir import with_own_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
@@ -34,8 +34,7 @@ config_flags.DEFINE_config_dict("config", default(), "Fields that differ from th
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    del argv
     if _TOKENS.value is None and (_TOKEN_FREQS.value is not None or _DUMP.value is not None):
         raise app.UsageError("--token_freqs and --dump need --tokens")
     model = load(_WORKDIR.value, _STEP.value)
@@ -78,8 +77,7 @@ def _evaluate_tokens(model: LanguageModel, config: Config, path: str) -> None:
 def _with_overrides(config: Config) -> Config:
     """The run's configuration with the fields of the command line, read with the run's own tokenizer."""
     changed = build(override(dataclasses.asdict(config), config_flags.get_override_values(flags.FLAGS["config"])))
-    tokenizer_path = str(Path(_WORKDIR.value) / "tokenizer.json")
-    return dataclasses.replace(changed, data=dataclasses.replace(changed.data, tokenizer_path=tokenizer_path))
+    return with_own_tokenizer(changed, _WORKDIR.value)
 
 
 if __name__ == "__main__":

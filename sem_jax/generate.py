@@ -20,8 +20,7 @@ _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the n
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    del argv
     model = load(_WORKDIR.value, _STEP.value)
     prompt = model.config.sampling.prompt if _PROMPT.value is None else _PROMPT.value
     print(

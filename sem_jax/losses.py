@@ -55,8 +55,7 @@ def batch_loss(
       temperature: T, softens the teacher and the model.
     """
     psi, state, stats = model(inputs, resets=resets)
-    per_token = reference_loss if model.config.likelihood == "reference" else born_loss
-    loss, nll = per_token(model, psi, targets, unitary_lambda)
+    loss, nll = token_losses(model, psi, targets, unitary_lambda)
     sums = LossSums(jnp.sum(weights * loss), jnp.sum(weights * nll), jnp.sum(weights))
     if teacher is not None:
         divergence = softened_divergence(model, psi, teacher, teacher(inputs, resets=resets)[0], temperature)
@@ -121,6 +120,23 @@ def mean_divergence(total: Array, weight: Array, sequences: int, likelihood: str
     return total / (sequences if likelihood == "reference" else weight)
 
 
+def token_losses(model: SEM, psi: Array, targets: Array, unitary_lambda: float) -> tuple[Array, Array]:
+    """(what is minimised without a teacher, −log P(y)) of each token, [B, S], under the configured likelihood."""
+    per_token = reference_loss if model.config.likelihood == "reference" else born_loss
+    return per_token(model, psi, targets, unitary_lambda)
+
+
+def log_partition(model: SEM, psi: Array, targets: Array) -> Array:
+    """log Z of each position, [B, S], the term that λ weighs, under the configured likelihood."""
+    if model.config.likelihood == "reference":
+        return _reference_log_partition(model.readout.reference_logits(psi)[1])
+    return model.readout.target_log_prob(psi, targets)[1]
+
+
+def _reference_log_partition(amplitude_sq: Array) -> Array:
+    return jnp.log(jnp.sum(amplitude_sq, axis=-1) + 1e-12)
+
+
 def born_loss(model: SEM, psi: Array, targets: Array, unitary_lambda: float) -> tuple[Array, Array]:
     """(−log P(y) + λ·log²Z, −log P(y)) of each token, [B, S]; no array over the vocabulary is formed."""
     log_prob, log_z = model.readout.target_log_prob(psi, targets)
@@ -135,7 +151,6 @@ def reference_loss(model: SEM, psi: Array, targets: Array, unitary_lambda: float
     """
     logits, amplitude_sq = model.readout.reference_logits(psi)
     target = jnp.take_along_axis(amplitude_sq, targets[..., None], axis=-1)[..., 0]
-    log_total = jnp.log(jnp.sum(amplitude_sq, axis=-1) + 1e-12)
-    loss = unitary_lambda * jnp.square(log_total) - jnp.log(target + 1e-12)
+    loss = unitary_lambda * jnp.square(_reference_log_partition(amplitude_sq)) - jnp.log(target + 1e-12)
     target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return loss, jax.nn.logsumexp(logits, axis=-1) - target_logit

@@ -56,8 +56,7 @@ def validation_bytes_per_token(tokenizer: Tokenizer, source: Source, config: Dat
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    del argv
     config = data_config()
     source = open_source(config)
     tokenizer = train_tokenizer(config.tokenizer, training_texts(source, config), config.bpe_vocab_size)

@@ -22,8 +22,7 @@ _WORKDIR = flags.DEFINE_string(
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    del argv
     result = train(build(_CONFIG.value), _WORKDIR.value)
     if result.finished:
         print(write_report(_WORKDIR.value))

@@ -15,9 +15,8 @@ from sem_jax.diagnosis.parameters import parameter_stats
 from sem_jax.diagnosis.report import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.walk import make_measurement
-from sem_jax.training.checkpoint import Checkpointer
-from sem_jax.training.state import TrainState, abstract_state, init_state
-from sem_jax.training.workdir import checkpoint_folder, open_workdir
+from sem_jax.training.state import TrainState, batch_number, init_state
+from sem_jax.training.workdir import restore_run, with_own_tokenizer
 
 
 def diagnose(config: Config, graphdef: Any, state: TrainState, batch: Batch) -> Diagnosis:
@@ -64,12 +63,8 @@ def diagnose_run(workdir: str | Path, step: int | None = None) -> Diagnosis:
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds or its data cannot be used.
     """
-    config, _ = open_workdir(workdir)
-    like, graphdef = abstract_state(config)
-    with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
-        found, state = checkpointer.restore(like, step)
-    data = dataclasses.replace(config.data, tokenizer_path=str(Path(workdir) / "tokenizer.json"))
-    dataset = open_dataset(data, config.training.seed, config.training.global_batch)
-    return diagnose(
-        config, graphdef, state, dataset.train.batch(found % (config.training.overfit_batches or found + 1))
-    )
+    run = restore_run(workdir, step)
+    training = run.config.training
+    data = with_own_tokenizer(run.config, workdir).data
+    dataset = open_dataset(data, training.seed, training.global_batch)
+    return diagnose(run.config, run.graphdef, run.state, dataset.train.batch(batch_number(training, run.step)))

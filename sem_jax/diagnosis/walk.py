@@ -19,7 +19,7 @@ from sem_jax.core import graph
 from sem_jax.core.complex_ops import rms_norm
 from sem_jax.data import Batch
 from sem_jax.diagnosis.statistics import Description, describe, mean_entropy, root_mean_square
-from sem_jax.losses import born_loss, reference_loss
+from sem_jax.losses import token_losses
 from sem_jax.modules.mixer import Mixer
 from sem_jax.modules.model import SEM, ModelParts, document_positions, scan_layers
 from sem_jax.modules.propagator import PropagatorStats
@@ -115,9 +115,8 @@ def make_measurement(
         tokens, resets, weights = map(jnp.asarray, batch)
         psi, walked = walk(model, tokens[:, :-1], resets[:, :-1], slots)
         head = Recorder(slots["head"])
-        per_token = reference_loss if config.likelihood == "reference" else born_loss
         psi = head("final_norm", psi)
-        loss = head("readout", per_token(model, psi, tokens[:, 1:], unitary_lambda)[0][..., None])[..., 0]
+        loss = head("readout", token_losses(model, psi, tokens[:, 1:], unitary_lambda)[0][..., None])[..., 0]
         mean = jnp.sum(weights * loss) / jnp.maximum(jnp.sum(weights), 1)
         return mean, walked._replace(parts=walked.parts | {"head": head.parts})
 

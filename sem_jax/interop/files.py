@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from sem_jax.data.arrays import write_arrays
 from sem_jax.data.files import open_atomically
 from sem_jax.interop.errors import InteropError
 
@@ -67,11 +68,11 @@ def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
         raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
     # The safetensors writer takes the bytes as they lie in memory, whatever the strides say.
     dense = {name: np.array(array, order="C") for name, array in arrays.items()}
+    if path.suffix == ".npz":
+        write_arrays(path, dense)
+        return
     with open_atomically(path) as file:
-        if path.suffix == ".npz":
-            np.savez(file, **dense)  # type: ignore[arg-type]
-        else:
-            file.write(safetensors.numpy.save(dense))
+        file.write(safetensors.numpy.save(dense))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sem_jax.config import Config, ConfigError, build, override
+from sem_jax.config import Config, ConfigError, build, lookup, override
 from sem_jax.interop import names
 from sem_jax.interop.buffers import both_directions, frequency_of, phase_of
 from sem_jax.interop.errors import InteropError
@@ -135,7 +134,7 @@ def export_state_dict(tree: SEM | ModelParts | Mapping[str, Any]) -> dict[str, n
 
 def differences(config: Config) -> list[str]:
     """What a model computes otherwise than the original, as fields with their values; empty after an import."""
-    values = {path: functools.reduce(getattr, path.split("."), config) for path in _SEMANTICS}
+    values = {path: lookup(config, path) for path in _SEMANTICS}
     return [f"config.{path} = {value}" for path, value in values.items() if value != _SEMANTICS[path]]
 
 

@@ -178,7 +178,7 @@ def _judge_moment(old: jax.Array, new: jax.Array) -> jax.Array:
 def _judge_gradients(grads: Any, max_norm: float) -> jax.Array:
     """int32 reasons by leaf; where only the sum of all squares is too large, of the leaf which adds most to it."""
     squares = jnp.stack([optax.tree.norm(leaf, squared=True) for leaf in jax.tree.leaves(grads)])
-    norm = optax.tree.norm(grads)
+    norm = jnp.sqrt(jnp.sum(squares))
     broken = ~jnp.isfinite(squares)
     blamed = jnp.where(broken.any(), broken, squares == squares.max())
     return jnp.where(blamed & ~(norm <= min(max_norm, float(jnp.finfo(norm.dtype).max))), int(Reason.GRADIENT), 0)

@@ -15,7 +15,7 @@ from sem_jax.modules.model import ModelParts, count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.reporter import Reporter
-from sem_jax.training.state import evaluated_params, init_state
+from sem_jax.training.state import batch_number, evaluated_params, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.threads import single_threaded_lapack
 from sem_jax.training.workdir import checkpoint_folder, prepare_workdir
@@ -69,7 +69,7 @@ def train(
         echo(_describe(config, dataset, count_parameters(parts.params)))
         interrupted = stack.enter_context(_interruptible(echo))
         report = stack.enter_context(Reporter(config, dataset, workdir, start, state, checkpointer))
-        numbers = (step % (training.overfit_batches or step + 1) for step in range(start, training.max_steps))
+        numbers = (batch_number(training, step) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(dataset.train.batch, numbers))
 
         step = start

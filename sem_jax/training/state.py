@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sem_jax.config import Config
-from sem_jax.modules.model import ModelParts, init_model
+from sem_jax.config import Config, TrainingConfig
+from sem_jax.modules.model import ModelParts, abstract_model, init_model
 from sem_jax.optim import make_optimizer
 
 Params = dict[str, Any]
@@ -45,15 +45,13 @@ def start_state(config: Config, parts: ModelParts) -> TrainState:
 
 def abstract_state(config: Config) -> tuple[TrainState, Any]:
     """The state's shapes and dtypes, and the model's structure (graphdef); no array is computed."""
-    graphdef = None
+    graphdef, *arrays = abstract_model(config.model)
+    return jax.eval_shape(lambda *arrays: start_state(config, ModelParts(graphdef, *arrays)), *arrays), graphdef
 
-    def create() -> TrainState:
-        nonlocal graphdef
-        parts, state = init_state(config)
-        graphdef = parts.graphdef
-        return state
 
-    return jax.eval_shape(create), graphdef
+def batch_number(training: TrainingConfig, step: int) -> int:
+    """Which training batch the step after `step` steps takes: each one once, or `overfit_batches` over and over."""
+    return step % (training.overfit_batches or step + 1)
 
 
 def evaluated_params(state: TrainState) -> Params:

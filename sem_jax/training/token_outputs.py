@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sem_jax.losses import born_loss, reference_loss
-from sem_jax.modules.model import SEM, ModelParts
+from sem_jax.losses import log_partition, token_losses
+from sem_jax.modules.model import ModelParts
 
 
 def token_outputs(
@@ -38,19 +38,11 @@ def _outputs(parts: ModelParts, tokens: Array, token_freqs: Array | None, unitar
     psi, _, _ = model(tokens, token_freqs=token_freqs)
     is_reference = model.config.likelihood == "reference"
     logits, amplitude_sq = model.readout.reference_logits(psi)
-    per_token = reference_loss if is_reference else born_loss
-    loss, nll = per_token(model, psi[:, :-1], tokens[:, 1:], unitary_lambda)
+    loss, nll = token_losses(model, psi[:, :-1], tokens[:, 1:], unitary_lambda)
     return {
         "logits": logits if is_reference else model.readout.log_probs(psi),
         "amp_sq": amplitude_sq,
         "loss": jnp.mean(loss),
         "nll": jnp.mean(nll),
-        "unitary_divergence": jnp.mean(jnp.square(_log_partition(model, psi[:, :-1], tokens[:, 1:]))),
+        "unitary_divergence": jnp.mean(jnp.square(log_partition(model, psi[:, :-1], tokens[:, 1:]))),
     }
-
-
-def _log_partition(model: SEM, psi: Array, targets: Array) -> Array:
-    """log Z of each position as the likelihood has it, [B, S]."""
-    if model.config.likelihood == "reference":
-        return jnp.log(jnp.sum(model.readout.reference_logits(psi)[1], axis=-1) + 1e-12)
-    return model.readout.target_log_prob(psi, targets)[1]

@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sem_jax.config import Config, ConfigError, build
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
 from sem_jax.data.files import write_atomically
-from sem_jax.training.checkpoint import Checkpointer, PyTree
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.state import TrainState, abstract_state
 
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
@@ -61,7 +62,7 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
     return changes
 
 
-def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, state: PyTree) -> None:
+def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, state: TrainState) -> None:
     """A new workdir with a state of step 0, as training would write it, but of no data yet: whole, or nothing at all.
 
     The first training in it may choose any data, seed and batch; model and tokenizer are its own.
@@ -102,6 +103,12 @@ def read_config(workdir: str | Path) -> Config:
     return build(_read_record(Path(workdir))["config"])
 
 
+def with_own_tokenizer(config: Config, workdir: str | Path) -> Config:
+    """The configuration that reads its data with the tokenizer of the workdir."""
+    tokenizer_path = str(Path(workdir) / "tokenizer.json")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer_path=tokenizer_path))
+
+
 def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
     """Configuration and tokenizer of a run.
 
@@ -118,6 +125,33 @@ def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
             "tokenizer back that the run was trained with"
         )
     return config, tokenizer
+
+
+class Run(NamedTuple):
+    """A run at one of its checkpoints."""
+
+    config: Config
+    tokenizer: Tokenizer
+    graphdef: Any  # structure of the model
+    step: int
+    state: TrainState
+
+
+def restore_run(workdir: str | Path, step: int | None = None) -> Run:
+    """A run as it was saved.
+
+    Args:
+      workdir: of `python -m sem_jax.train`.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
+    """
+    config, tokenizer = open_workdir(workdir)
+    like, graphdef = abstract_state(config)
+    with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
+        found, state = checkpointer.restore(like, step)
+    return Run(config, tokenizer, graphdef, found, state)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
