@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
+from sem_jax.core import born
 from sem_jax.core.born import gram_matrix, log_probs, partition, reference_logits, target_log_prob
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -93,6 +94,46 @@ def test_the_gradient_without_the_vocabulary_is_the_one_over_it(seed, bias_scale
     for a, e in zip(actual, expected, strict=True):
         # The worst factor is 1/P <= V/floor = 1e7 on the rounding of one share, 1e-15.
         np.testing.assert_allclose(a, e, atol=1e-8 * max(1, np.abs(e).max()))
+
+
+@pytest.mark.parametrize(("chunk_rows", "chunks"), [(4, 3), (2, 9), (9, 1), (100, 1)])
+@x64
+def test_rows_worked_on_in_chunks_give_the_same_value_and_gradient(chunk_rows, chunks, monkeypatch):
+    monkeypatch.setattr(born, "CHUNK_ROWS", chunk_rows)
+    psi, weight, bias, targets = problem(0)
+    assert born._in_row_chunks(jnp.asarray(weight)).shape == (chunks, VOCAB // chunks, DIM)
+
+    def loss(psi, weight, bias):
+        log_p, log_z = target_log_prob(psi, weight, bias, targets, FLOOR)
+        return jnp.sum(log_p + log_z**2)
+
+    actual = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(psi, weight, bias)
+    expected = jax.value_and_grad(full_vocabulary_loss, argnums=(0, 1, 2))(
+        *map(jnp.asarray, (psi, weight, bias)), targets
+    )
+    # The error estimate of the test above; here no P is below 1e-4.
+    chex.assert_trees_all_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_vocabulary_without_a_fitting_divisor_is_one_chunk(monkeypatch):
+    monkeypatch.setattr(born, "CHUNK_ROWS", 4)
+    assert born._in_row_chunks(jnp.zeros((11, 2))).shape == (1, 11, 2)
+
+
+@x64
+def test_the_gradient_can_be_differentiated_again():
+    psi, weight, bias, targets = map(jnp.asarray, problem(0))
+
+    def slope(loss, eps):
+        at = lambda w: loss(psi, weight * w, bias)  # noqa: E731
+        return jax.grad(lambda e: jax.grad(at)(1 + e))(eps)
+
+    def ours(psi, weight, bias):
+        log_p, log_z = target_log_prob(psi, weight, bias, targets, FLOOR)
+        return jnp.sum(log_p + log_z**2)
+
+    theirs = lambda *arguments: full_vocabulary_loss(*arguments, targets)  # noqa: E731
+    np.testing.assert_allclose(slope(ours, 0.1), slope(theirs, 0.1), rtol=1e-8)
 
 
 @x64
