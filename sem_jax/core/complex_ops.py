@@ -7,6 +7,9 @@ the direction of steepest ascent. Everything here and in the custom gradients of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -51,12 +54,43 @@ def complex_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = N
     Returns:
       [..., O], complex.
     """
-    real = real_matmul(x.real, weight.real, precision)
-    imag = real_matmul(x.imag, weight.real, precision)
     if jnp.iscomplexobj(weight):
-        real = real - real_matmul(x.imag, weight.imag, precision)
-        imag = imag + real_matmul(x.real, weight.imag, precision)
-    return jax.lax.complex(real, imag)
+        return _complex_product(x, weight, precision)
+    return jax.lax.complex(real_matmul(x.real, weight, precision), real_matmul(x.imag, weight, precision))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _complex_product(x: Array, weight: Array, precision: jax.lax.PrecisionLike) -> Array:
+    """x·weightᵀ; with the cotangent ȳ, x̄ = ȳ·weight and weight̄ = ȳᵀ·x, by four real products each."""
+    return _multiply(_parts(x), _parts(weight), lambda a, b: real_matmul(a, b, precision))
+
+
+def _complex_product_forward(x: Array, weight: Array, precision: jax.lax.PrecisionLike):
+    return _complex_product(x, weight, precision), (x, weight)
+
+
+def _complex_product_backward(precision: jax.lax.PrecisionLike, residuals, y_bar: Array):
+    x, weight = residuals
+    rows = (y_bar.reshape(-1, y_bar.shape[-1]), x.reshape(-1, x.shape[-1]))
+    # Behind the barrier the parts exist as arrays. Fused into the transposed copies that the products read, they would
+    # be computed again for each product.
+    y_parts, x_parts = jax.lax.optimization_barrier(tuple(map(_parts, rows)))
+    x_bar = _multiply(y_parts, _parts(weight), lambda a, b: jnp.matmul(a, b, precision=precision))
+    weight_bar = _multiply(y_parts, x_parts, lambda a, b: jnp.matmul(a.T, b, precision=precision))
+    return x_bar.reshape(x.shape), weight_bar
+
+
+_complex_product.defvjp(_complex_product_forward, _complex_product_backward)
+
+
+def _parts(z: Array) -> tuple[Array, Array]:
+    return z.real, z.imag
+
+
+def _multiply(a: tuple[Array, Array], b: tuple[Array, Array], product: Callable[[Array, Array], Array]) -> Array:
+    """A bilinear real product of two complex arrays given by their parts."""
+    real = product(a[0], b[0]) - product(a[1], b[1])
+    return jax.lax.complex(real, product(a[0], b[1]) + product(a[1], b[0]))
 
 
 def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:

@@ -79,13 +79,29 @@ def _forward(a: Array, b: Array, h0: Array, method: str):
 
 def _backward(method: str, residuals, h_bar: Array):
     a, h0, h = residuals
-    a_next = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
-    g = _recurrence(a_next[::-1], h_bar[::-1], jnp.zeros_like(h0), method)[::-1]
+    g = reverse_recurrence(a, h_bar, method)
     h_previous = jnp.concatenate([h0[None], h[:-1]])
     return g * h_previous, g, a[0] * g[0]
 
 
 _recurrence.defvjp(_forward, _backward)
+
+
+def reverse_recurrence(a: Array, x: Array, method: str = "auto") -> Array:
+    """g_t = x_t + a_{t+1}·g_{t+1}, from the end, where nothing follows: what turns cotangents of h into those of b.
+
+    Args:
+      a, x: [S, ...], of the same dtype; a_1 is not used.
+      method: as in `linear_recurrence`.
+
+    Returns:
+      [S, ...].
+    """
+    method = default_method() if method == "auto" else method
+    if method == "sequential":
+        return _sequential_reverse(a, x)
+    a_next = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
+    return _recurrence(a_next[::-1], x[::-1], jnp.zeros_like(x[0]), method)[::-1]
 
 
 def _sequential(a: Array, b: Array, h0: Array) -> Array:
@@ -95,6 +111,16 @@ def _sequential(a: Array, b: Array, h0: Array) -> Array:
         return h, h
 
     return jax.lax.scan(step, h0, (a, b))[1]
+
+
+def _sequential_reverse(a: Array, x: Array) -> Array:
+    # Carries a_t·g_t, so that neither array is shifted or reversed in memory.
+    def step(later, inputs):
+        a_t, x_t = inputs
+        g = x_t + later
+        return a_t * g, g
+
+    return jax.lax.scan(step, jnp.zeros_like(x[0]), (a, x), reverse=True)[1]
 
 
 def _combine(first, second):

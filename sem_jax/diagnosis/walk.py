@@ -17,6 +17,7 @@ from jax import Array
 from sem_jax.config import ModelConfig
 from sem_jax.core import graph
 from sem_jax.core.complex_ops import rms_norm
+from sem_jax.core.selective import transitions
 from sem_jax.data import Batch
 from sem_jax.diagnosis.statistics import Description, describe, mean_entropy, root_mean_square
 from sem_jax.losses import token_losses
@@ -203,8 +204,10 @@ def _transport_stats(values: dict[str, Array], column_share: Array) -> Transport
 
 def _mixer_stats(mixer: Mixer, values: dict[str, Array], past: Array, position: Array) -> MixerStats:
     gate = mixer.spinor_gate.gate(values["norm"])
-    a, inputs = mixer.ssm.recurrence(values["amplitude_gate"], position)
-    h, _ = mixer.ssm.states(a, inputs, past, position)
+    ssm, x = mixer.ssm, values["amplitude_gate"]
+    dt, omega, _ = ssm.inputs(x)
+    a = transitions(dt, omega, jax.nn.softplus(ssm.decay[...]), ssm.phase[...], position.T == 0)
+    h = ssm.states(x, past, position)
     saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
     stats = MixerStats(jnp.mean(gate), saturated, jnp.max(jnp.abs(a)), jnp.max(jnp.abs(h)))
     return jax.lax.stop_gradient(stats)

@@ -10,8 +10,10 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import MixerConfig, ModelConfig
-from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, expi, one_minus_exp_neg, rms_norm
-from sem_jax.core.scan import clamped_recurrence, linear_recurrence
+from sem_jax.core.causal_conv import causal_conv
+from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm
+from sem_jax.core.scan import clamped_recurrence
+from sem_jax.core.selective import scaled_by_group, selective_recurrence, transitions
 from sem_jax.modules.linear import Linear, complex_weight
 from sem_jax.modules.probe import Probe, unobserved
 
@@ -36,7 +38,8 @@ class SpinorGate(nnx.Module):
         blocks = self.rotation[...]
         # Blocks are too small for the split product of `complex_matmul` to pay.
         rotated = jnp.einsum("...ni,noi->...no", x.reshape(*x.shape[:-1], *blocks.shape[:2]), blocks).reshape(x.shape)
-        return x + self.gate(x) * (rotated - x)
+        # The barrier holds for the cotangent, too: the transposed products read an array and recompute nothing.
+        return x + self.gate(x) * (jax.lax.optimization_barrier(rotated) - x)
 
     def gate(self, x: Array) -> Array:
         """g in 0..1, real [B, S, D]: how far each channel is rotated."""
@@ -57,17 +60,9 @@ class CausalConv(nnx.Module):
 
     def __call__(self, x: Array, taps: Array, position: Array) -> tuple[Array, Array]:
         """Convolves x [B, S, D] after the K−1 inputs `taps`; taps from before a document's start do not count."""
-        kernel, bias = self.kernel[...], self.bias[...]
-        width, length = kernel.shape[0], x.shape[1]
         extended = jnp.concatenate([taps, x], axis=1)
-        real, imag = bias[:, 0], bias[:, 1]
-        for tap in range(width):
-            past = extended[:, tap : tap + length]
-            past = jnp.where((position >= width - 1 - tap)[..., None], past, 0)
-            w = kernel[tap]
-            real = real + w[:, 0, 0] * past.real + w[:, 0, 1] * past.imag
-            imag = imag + w[:, 1, 0] * past.real + w[:, 1, 1] * past.imag
-        return jax.lax.complex(real, imag), extended[:, length:]
+        y = causal_conv(extended, self.kernel[...], self.bias[...], position)
+        return y, extended[:, x.shape[1] :]
 
 
 class SelectiveSSM(nnx.Module):
@@ -96,34 +91,32 @@ class SelectiveSSM(nnx.Module):
 
     def __call__(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
         """x [B, S, D] and the state before it [B, G, N] to (y [B, S, D], state after it)."""
-        a, inputs = self.recurrence(x, position)
-        h, h_last = self.states(a, inputs, h0, position)
-        y = complex_matmul(jnp.swapaxes(h, 0, 1), self.out_proj[...])
-        return y.reshape(x.shape), h_last
+        h = self.states(x, h0, position)
+        y = complex_matmul(h, self.out_proj[...])
+        return jnp.swapaxes(y, 0, 1).reshape(x.shape), h[-1]
 
-    def recurrence(self, x: Array, position: Array) -> tuple[Array, Array]:
-        """(a, input) of h_t = a_t·h_{t−1} + input_t, each [S, B, G, N]; a is 0 where a document starts."""
+    def states(self, x: Array, h0: Array, position: Array) -> Array:
+        """h of every position, time-major: [S, B, G, N]; the state starts afresh where a document does."""
         config = self.config
-        groups = x.reshape(*x.shape[:2], config.num_groups, -1)
+        dt, omega, inputs = self.inputs(x)
+        starts, decay, phase = position.T == 0, jax.nn.softplus(self.decay[...]), self.phase[...]
+        if config.clamp_interval:
+            a = transitions(dt, omega, decay, phase, starts)
+            return clamped_recurrence(a, inputs, h0, position.T, config.clamp_interval)[0]
+        return selective_recurrence(dt, omega, decay, phase, inputs, h0, starts, config.scan)
+
+    def inputs(self, x: Array) -> tuple[Array, Array, Array]:
+        """(δ, ω, what enters the state) of x [B, S, D], time-major: [S, B, G] twice, [S, B, G, N]."""
+        groups = jnp.swapaxes(x, 0, 1).reshape(x.shape[1], x.shape[0], self.config.num_groups, -1)
         # Clipping the exponent instead of its exponential gives the same values and keeps an overflow out of the
         # gradient, where it would become 0·inf.
-        exponent = jnp.clip(self.dt_proj.of_parts(groups), jnp.log(1e-4), jnp.log(2.0))
-        time_major = jnp.swapaxes(jnp.exp(exponent), 0, 1)[..., None]
-        dt, omega = time_major[..., 0, :], time_major[..., 1, :]
-        log_decay = -dt * jax.nn.softplus(self.decay[...])
-        a = jnp.exp(log_decay) * expi(omega * self.phase[...])
-        starts = (position.T == 0)[..., None, None]
-        a = jnp.where(starts, 0, a)
-        b_x = complex_matmul(jnp.swapaxes(groups, 0, 1), self.in_proj[...])
-        scale = dt if config.input_scale == "dt" else jnp.sqrt(-jnp.expm1(2 * log_decay))
-        return a, scale * b_x
-
-    def states(self, a: Array, inputs: Array, h0: Array, position: Array) -> tuple[Array, Array]:
-        """(h [S, B, G, N], the last of them [B, G, N])."""
-        config = self.config
-        if config.clamp_interval:
-            return clamped_recurrence(a, inputs, h0, position.T, config.clamp_interval)
-        return linear_recurrence(a, inputs, h0, config.scan)
+        rates = jnp.exp(jnp.clip(self.dt_proj.of_parts(groups), jnp.log(1e-4), jnp.log(2.0)))
+        dt, omega = rates[..., 0], rates[..., 1]
+        b_x = complex_matmul(groups, self.in_proj[...])
+        if self.config.input_scale == "dt":
+            return dt, omega, scaled_by_group(dt, b_x)
+        log_decay = -dt[..., None] * jax.nn.softplus(self.decay[...])
+        return dt, omega, jnp.sqrt(-jnp.expm1(2 * log_decay)) * b_x
 
 
 class Mixer(nnx.Module):
