@@ -106,8 +106,9 @@ class OptimizerConfig:
     """Complex AdamW, its schedule, Langevin noise and the guard (SPEC section 2, Optimizer and Schedule)."""
 
     learning_rate: float = 1.2e-3
+    schedule: Literal["wsd", "cosine"] = "wsd"  # warmup-stable-decay, or a cosine from the warm-up to the last step
     warmup_steps: int = 100
-    decay_steps: int = 500  # the last steps of the run, a cosine down to lr_min_ratio
+    decay_steps: int = 500  # the last steps of the run, a cosine down to lr_min_ratio (wsd)
     lr_min_ratio: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
@@ -396,9 +397,14 @@ def _validate_run(config: Config) -> None:
         "where an amplitude vanishes",
     )
     _require(
-        optimizer.warmup_steps + optimizer.decay_steps <= training.max_steps,
+        optimizer.schedule != "wsd" or optimizer.warmup_steps + optimizer.decay_steps <= training.max_steps,
         f"config.optimizer.warmup_steps + decay_steps = {optimizer.warmup_steps + optimizer.decay_steps} "
         f"must fit in config.training.max_steps = {training.max_steps}",
+    )
+    _require(
+        optimizer.schedule != "cosine" or optimizer.warmup_steps < training.max_steps,
+        f"config.optimizer.warmup_steps = {optimizer.warmup_steps} must be below config.training.max_steps = "
+        f"{training.max_steps}, or no step is left for the cosine",
     )
     _require(
         data.seq_length <= config.model.max_seq_length,

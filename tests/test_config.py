@@ -142,6 +142,7 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"training.micro_batch": 3}, ["micro_batch = 3", "global_batch = 16"]),
         ({"training.micro_batch": 32}, ["micro_batch = 32", "global_batch = 16"]),
         ({"optimizer.warmup_steps": 1501}, ["2001", "max_steps = 2000"]),
+        ({"optimizer.schedule": "cosine", "optimizer.warmup_steps": 2000}, ["warmup_steps = 2000", "max_steps = 2000"]),
         ({"data.seq_length": 4096}, ["seq_length = 4096", "max_seq_length = 2048"]),
         ({"data.source": "text"}, ["data.source = text", "data.path"]),
         ({"data.validation_fraction": 1.0}, ["validation_fraction = 1.0"]),
@@ -179,6 +180,7 @@ def test_fields_that_exclude_each_other_are_named_together(changes, named):
     [
         {"model.encoder.sdr_sparsity": 128},
         {"optimizer.warmup_steps": 1500},
+        {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 1999},  # decay_steps are not read
         {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 19},
         {"data.seq_length": 2048},
         {"training.micro_batch": 8},

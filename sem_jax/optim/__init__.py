@@ -10,7 +10,7 @@ from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_co
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, leaf_names
 from sem_jax.optim.langevin import langevin_noise
-from sem_jax.optim.schedule import warmup_stable_decay
+from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.spikes import SpikeState
 from sem_jax.optim.weight_decay import decay_all, matrices_only
 
@@ -32,5 +32,6 @@ __all__ = [
     "make_schedule",
     "matrices_only",
     "scale_by_complex_adam",
+    "warmup_cosine",
     "warmup_stable_decay",
 ]

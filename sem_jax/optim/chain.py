@@ -12,7 +12,7 @@ from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_co
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import finite_guard
 from sem_jax.optim.langevin import langevin_noise
-from sem_jax.optim.schedule import warmup_stable_decay
+from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.weight_decay import decay_all, matrices_only
 
 # Without clipping nothing bounds what a second moment takes in. After a gradient of this norm √v̂ is 3e7 at first, an
@@ -63,7 +63,13 @@ def guarded(inner: optax.GradientTransformation, config: OptimizerConfig) -> opt
 
 
 def make_schedule(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
-    """The learning rate before the guard's scale, a function of the training step; see `warmup_stable_decay`."""
+    """The learning rate before the guard's scale and the groups' factors, a function of the training step.
+
+    Raises:
+      ValueError: the phases of the schedule do not fit into the run.
+    """
+    if config.schedule == "cosine":
+        return warmup_cosine(config.learning_rate, config.warmup_steps, max_steps, config.lr_min_ratio)
     return warmup_stable_decay(
         config.learning_rate, config.warmup_steps, config.decay_steps, max_steps, config.lr_min_ratio
     )
