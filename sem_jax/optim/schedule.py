@@ -52,7 +52,9 @@ def warmup_cosine(learning_rate: float, warmup_steps: int, max_steps: int, lr_mi
       ValueError: the warm-up leaves no step for the cosine.
     """
     if not 0 <= warmup_steps < max_steps:
-        raise ValueError(f"warmup_steps = {warmup_steps} must not be negative and must be below max_steps = {max_steps}")
+        raise ValueError(
+            f"warmup_steps = {warmup_steps} must not be negative and must be below max_steps = {max_steps}"
+        )
     cosine = optax.cosine_decay_schedule(learning_rate, max_steps - warmup_steps, alpha=lr_min_ratio)
     if not warmup_steps:
         return cosine
