@@ -25,8 +25,8 @@ def langevin_noise(
        the gradient is noiseless and relaxes no faster than v̂ forgets, variances exceed T/k: by up to 30 % in a
        quadratic well of stiffness k at b2 = 0.999.
 
-    A gradient with noise of its own, of variance σ² in each real component, makes the temperature T + η G σ² / 2 (Mandt,
-    Hoffman & Blei, 2017, arXiv:1704.04289, for T = 0); docs/optimizer.md derives it.
+    A gradient with noise of its own, of variance σ² in each real component, makes the temperature T + η G σ² / 2
+    (Mandt, Hoffman & Blei, 2017, arXiv:1704.04289, for T = 0); docs/optimizer.md derives it.
 
     The noise is a function of (seed, path of the leaf, step) alone, so a resumed run repeats it.
 

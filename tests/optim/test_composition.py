@@ -17,7 +17,7 @@ RUNS, STEPS = 3, 5
 
 def test_a_batch_of_runs_is_the_runs_one_by_one():
     config = OptimizerConfig(
-        warmup_steps=2, temperature=1e-2, spike_zscore=8.0, spike_window=2, lr_factors="w=0.5,b=0", decay_factors="w=2"
+        warmup_steps=2, temperature=1e-2, spike_zscore=1e3, spike_window=2, lr_factors="w=0.5,b=0", decay_factors="w=2"
     )
     optimizer = make_optimizer(config, max_steps=1000, seed=0)
     rng = np.random.default_rng(0)
