@@ -89,12 +89,16 @@ def parameter_factors(factors: Mapping[str, float], params: optax.Params) -> Any
         return factors[leading[-1]] if leading else 1.0
 
     found = jax.tree.map_with_path(factor, params)
-    for name in sorted(unused):
-        paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
-        known = list(dict.fromkeys(name for path in paths for name in _beginnings(path)))
-        close = difflib.get_close_matches(name, known, cutoff=0.4) or [name for name in known if "/" not in name]
-        raise ValueError(f"there is no parameter and no group {name!r}; the closest are {', '.join(close)}")
+    if unused:
+        raise ValueError(_names_nothing(min(unused), params))
     return found
+
+
+def _names_nothing(name: str, params: optax.Params) -> str:
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    known = list(dict.fromkeys(beginning for path in paths for beginning in _beginnings(path)))
+    close = difflib.get_close_matches(name, known, cutoff=0.4) or [path for path in known if "/" not in path]
+    return f"there is no parameter and no group {name!r}; the closest are {', '.join(close)}"
 
 
 def _beginnings(path: tuple[Any, ...]) -> list[str]:

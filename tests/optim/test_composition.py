@@ -15,7 +15,7 @@ from sem_jax.optim import make_optimizer
 RUNS, STEPS = 3, 5
 
 
-def test_a_batch_of_runs_is_the_runs_one_by_one():
+def test_a_batch_of_runs_is_the_runs_one_by_one(quick_compilation):
     config = OptimizerConfig(
         warmup_steps=2, temperature=1e-2, spike_zscore=1e3, spike_window=2, lr_factors="w=0.5,b=0", decay_factors="w=2"
     )

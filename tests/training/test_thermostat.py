@@ -1,5 +1,7 @@
 """T = 1/N and the groups in a run: resolved once, kept in the workdir, found again at the next start."""
 
+import functools
+
 import jax
 import pytest
 from small import TEXT, text_config
@@ -7,8 +9,17 @@ from small import TEXT, text_config
 from sem_jax.config import ConfigError
 from sem_jax.diagnosis import diagnose
 from sem_jax.optim import make_optimizer
+from sem_jax.training import state
 from sem_jax.training.loop import train
 from sem_jax.training.workdir import read_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_model(quick_compilation):
+    """All runs have the same model, and to initialise it takes longer than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "init_model", functools.cache(state.init_model))
+        yield
 
 
 class Started(Exception):
