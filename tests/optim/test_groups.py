@@ -19,6 +19,8 @@ from sem_jax.optim import (
     scale_by_group,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def complex_normal(rng, *shape):
     return rng.normal(size=shape) + 1j * rng.normal(size=shape)
@@ -35,6 +37,7 @@ def draw_tree(rng):
 
 
 TREE = draw_tree(np.random.default_rng(0))
+SINGLE = jax.tree.map(lambda x: x.astype(np.complex64 if np.iscomplexobj(x) else np.float32), TREE)
 
 
 def test_the_longest_path_of_whole_keys_decides():
@@ -148,20 +151,18 @@ def test_every_group_follows_the_specification_with_its_own_rate_and_decay():
         np.testing.assert_allclose(pick(params, path), p, rtol=1e-12, atol=1e-15)
 
 
-def noisy_step(lr_factors, temperature, grads, noise_cap=1e9):
-    """Updates of one step from rest, whose gradients are `grads`."""
+def noisy_step(lr_factors, temperature, noise_cap):
+    """Updates of one step from rest, whose gradients are `SINGLE`."""
     config = OptimizerConfig(temperature=temperature, noise_cap=noise_cap, lr_factors=lr_factors)
     optimizer = langevin_adamw(config, optax.constant_schedule(1e-2), seed=0)
-    zero = jax.tree.map(jnp.zeros_like, grads)
-    return jax.jit(optimizer.update)(grads, optimizer.init(zero), zero, step=0)[0]
+    zero = jax.tree.map(jnp.zeros_like, SINGLE)
+    return jax.jit(optimizer.update)(SINGLE, optimizer.init(zero), zero, step=0)[0]
 
 
 @pytest.mark.parametrize(("noise_cap", "ratio"), [(1e9, 0.5), (1e-3, 0.25)])
 def test_the_noise_has_the_groups_rate_under_its_root_and_the_cap_has_it_whole(noise_cap, ratio):
-    grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.complex64 if np.iscomplexobj(x) else jnp.float32), TREE)
-
     def noise(lr_factors):
-        warm, cold = (noisy_step(lr_factors, temperature, grads, noise_cap) for temperature in (1e-2, 0.0))
+        warm, cold = (noisy_step(lr_factors, temperature, noise_cap) for temperature in (1e-2, 0.0))
         return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), warm, cold)
 
     one, quarter = noise(""), noise("mixers=0.25,readout=0.25")
@@ -176,7 +177,7 @@ def test_the_noise_has_the_groups_rate_under_its_root_and_the_cap_has_it_whole(n
 def test_a_frozen_group_keeps_its_bits_and_draws_no_noise():
     config = OptimizerConfig(warmup_steps=0, temperature=1e-2, decay_all=True, lr_factors="readout=0,mixers/gain=0")
     optimizer = make_optimizer(config, max_steps=1000, seed=0)
-    start = params = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), TREE)
+    start = params = jax.tree.map(jnp.asarray, SINGLE)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     rng = np.random.default_rng(2)
     for step in range(5):
