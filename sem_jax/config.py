@@ -106,8 +106,9 @@ class OptimizerConfig:
     """Complex AdamW, its schedule, Langevin noise and the guard (SPEC section 2, Optimizer and Schedule)."""
 
     learning_rate: float = 1.2e-3
+    schedule: Literal["wsd", "cosine"] = "wsd"  # warmup-stable-decay, or a cosine from the warm-up to the last step
     warmup_steps: int = 100
-    decay_steps: int = 500  # the last steps of the run, a cosine down to lr_min_ratio
+    decay_steps: int = 500  # the last steps of the run, a cosine down to lr_min_ratio (wsd)
     lr_min_ratio: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
@@ -115,7 +116,10 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # matrices only
     decay_all: bool = False  # decay every parameter, as the reference does
     clip_norm: float = 1.0  # global norm of the gradient; 0 switches clipping off
+    lr_factors: str = ""  # learning rate by group, "propagators/edge_weights=0.1,readout=2"; 0 freezes a group
+    decay_factors: str = ""  # weight decay by group, of parameters that decay at all; 0 switches it off
     temperature: float = 0.0  # T of the Langevin noise; 0 is noiseless AdamW
+    thermostat: Literal["fixed", "posterior"] = "fixed"  # posterior: T becomes 1 / number of training tokens
     noise_floor: float = 1e-4  # least sqrt of the second moment in the noise's preconditioner
     noise_cap: float = 1.0  # largest noise standard deviation, in units of the learning rate
     unitary_lambda: float = 1e-3  # λ of the log²Z term of the loss
@@ -243,6 +247,48 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
             f"{vocab_size} ids; set it to 0 to take the tokenizer's"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+
+
+def with_posterior_temperature(config: Config, train_tokens: int) -> Config:
+    """The configuration in which the thermostat "posterior" has become a fixed T = 1/N; "fixed" stays as it is.
+
+    The loss is a mean over tokens, in nats, so exp(−loss / T) with T = 1/N is the likelihood of all N training tokens.
+    A run keeps the result, not the question: what resumes or evaluates it reads the same T.
+
+    Args:
+      config: the experiment.
+      train_tokens: N.
+    """
+    if config.optimizer.thermostat == "fixed":
+        return config
+    optimizer = dataclasses.replace(config.optimizer, thermostat="fixed", temperature=1 / train_tokens)
+    return dataclasses.replace(config, optimizer=optimizer)
+
+
+def parse_factors(text: str, field: str) -> dict[str, float]:
+    """Factors by path, in their order: {"propagators": 0.1, "readout": 2.0} from "propagators=0.1, readout=2".
+
+    Args:
+      text: pairs PATH=FACTOR with commas between them; empty: there are none.
+      field: where the text stands, for the message.
+
+    Raises:
+      ConfigError: an entry is no such pair, its factor is negative or not finite, or a path comes twice.
+    """
+    factors: dict[str, float] = {}
+    for entry in text.split(",") if text.strip() else ():
+        path, _, value = map(str.strip, entry.partition("="))
+        try:
+            factor = float(value)
+        except ValueError:
+            factor = math.nan
+        _require(
+            path != "" and math.isfinite(factor) and factor >= 0,
+            f"{field}: {entry.strip()!r} must be PATH=FACTOR with a finite factor >= 0, such as readout=0.5",
+        )
+        _require(path not in factors, f"{field} gives {path} twice; keep one of the two")
+        factors[path] = factor
+    return factors
 
 
 T = TypeVar("T")
@@ -396,9 +442,14 @@ def _validate_run(config: Config) -> None:
         "where an amplitude vanishes",
     )
     _require(
-        optimizer.warmup_steps + optimizer.decay_steps <= training.max_steps,
+        optimizer.schedule != "wsd" or optimizer.warmup_steps + optimizer.decay_steps <= training.max_steps,
         f"config.optimizer.warmup_steps + decay_steps = {optimizer.warmup_steps + optimizer.decay_steps} "
         f"must fit in config.training.max_steps = {training.max_steps}",
+    )
+    _require(
+        optimizer.schedule != "cosine" or optimizer.warmup_steps < training.max_steps,
+        f"config.optimizer.warmup_steps = {optimizer.warmup_steps} must be below config.training.max_steps = "
+        f"{training.max_steps}, or no step is left for the cosine",
     )
     _require(
         data.seq_length <= config.model.max_seq_length,
@@ -418,7 +469,25 @@ def _validate_run(config: Config) -> None:
         f"config.optimizer.spike_patience = {optimizer.spike_patience} must be below "
         f"config.optimizer.guard_max_consecutive = {optimizer.guard_max_consecutive}, or spikes alone end the run",
     )
+    if optimizer.thermostat == "posterior":
+        _validate_posterior(config)
+    for name in ("lr_factors", "decay_factors"):
+        parse_factors(getattr(optimizer, name), f"config.optimizer.{name}")
     for name in ("b1", "b2", "guard_backoff"):
         _require(getattr(optimizer, name) < 1, f"config.optimizer.{name} must be below 1")
     _require(optimizer.guard_backoff > 0, "config.optimizer.guard_backoff must be positive")
     _require(config.sampling.top_p > 0, "config.sampling.top_p must be positive")
+
+
+def _validate_posterior(config: Config) -> None:
+    training = config.training
+    _require(
+        config.optimizer.temperature == 0,
+        f"config.optimizer.temperature = {config.optimizer.temperature} and config.optimizer.thermostat = posterior "
+        "both set T; leave the temperature at 0, or set the thermostat to fixed",
+    )
+    _require(
+        config.model.likelihood == "born" and not training.distill_weight and not training.overfit_batches,
+        "config.optimizer.thermostat = posterior needs a loss that is the likelihood of all training data; set "
+        "config.model.likelihood = born, config.training.distill_weight = 0 and config.training.overfit_batches = 0",
+    )

@@ -10,7 +10,17 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from small import fields
 
-from sem_jax.config import Config, ConfigError, build, default, override, to_config_dict, with_vocabulary
+from sem_jax.config import (
+    Config,
+    ConfigError,
+    build,
+    default,
+    override,
+    parse_factors,
+    to_config_dict,
+    with_posterior_temperature,
+    with_vocabulary,
+)
 
 GROUPS = [group.name for group in dataclasses.fields(Config) if group.name != "name"]
 
@@ -142,6 +152,17 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"training.micro_batch": 3}, ["micro_batch = 3", "global_batch = 16"]),
         ({"training.micro_batch": 32}, ["micro_batch = 32", "global_batch = 16"]),
         ({"optimizer.warmup_steps": 1501}, ["2001", "max_steps = 2000"]),
+        ({"optimizer.schedule": "cosine", "optimizer.warmup_steps": 2000}, ["warmup_steps = 2000", "max_steps = 2000"]),
+        (
+            {"optimizer.thermostat": "posterior", "optimizer.temperature": 1e-5},
+            ["optimizer.temperature = 1e-05", "optimizer.thermostat = posterior"],
+        ),
+        ({"optimizer.thermostat": "posterior", "model.likelihood": "reference"}, ["posterior", "likelihood = born"]),
+        (
+            {"optimizer.thermostat": "posterior", "training.distill_weight": 0.5, "training.ema_decay": 0.9},
+            ["posterior", "distill_weight = 0"],
+        ),
+        ({"optimizer.thermostat": "posterior", "training.overfit_batches": 1}, ["posterior", "overfit_batches = 0"]),
         ({"data.seq_length": 4096}, ["seq_length = 4096", "max_seq_length = 2048"]),
         ({"data.source": "text"}, ["data.source = text", "data.path"]),
         ({"data.validation_fraction": 1.0}, ["validation_fraction = 1.0"]),
@@ -179,6 +200,7 @@ def test_fields_that_exclude_each_other_are_named_together(changes, named):
     [
         {"model.encoder.sdr_sparsity": 128},
         {"optimizer.warmup_steps": 1500},
+        {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 1999},  # decay_steps are not read
         {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 19},
         {"data.seq_length": 2048},
         {"training.micro_batch": 8},
@@ -243,3 +265,47 @@ def test_the_vocabulary_is_the_tokenizers():
     assert with_vocabulary(config, 261) == config
     with pytest.raises(ConfigError, match=r"vocab_size = 261.*byte tokenizer has 23"):
         with_vocabulary(config, 23)
+
+
+@pytest.mark.parametrize(
+    ("text", "factors"),
+    [
+        ("", {}),
+        ("  ", {}),
+        ("readout=2", {"readout": 2.0}),
+        (" propagators/edge_weights = 1e-1 , readout=0", {"propagators/edge_weights": 0.1, "readout": 0.0}),
+    ],
+)
+def test_factors_are_pairs_of_path_and_number(text, factors):
+    assert parse_factors(text, "field") == factors
+
+
+@pytest.mark.parametrize(
+    "entry", ["readout", "readout=", "=2", "readout=-0.1", "readout=nan", "readout=inf", "a=1=2", ""]
+)
+@pytest.mark.parametrize("field", ["lr_factors", "decay_factors"])
+def test_an_entry_that_is_no_factor_is_refused_by_field(field, entry):
+    with pytest.raises(ConfigError, match=rf"config\.optimizer\.{field}: '{entry}' must be PATH=FACTOR"):
+        build({"optimizer": {field: f"encoder=2,{entry}"}})
+
+
+def test_a_path_with_two_factors_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.lr_factors gives readout twice"):
+        build({"optimizer": {"lr_factors": "readout=2,readout=3"}})
+
+
+def test_factors_survive_the_command_line(monkeypatch):
+    text = "propagators/edge_weights=0.1,readout=2"
+    monkeypatch.setattr(sys, "argv", ["train", f"--config.optimizer.lr_factors={text}"])
+    command_line = flags.FlagValues()
+    flag = config_flags.DEFINE_config_dict("config", default(), flag_values=command_line)
+    command_line(sys.argv)
+    assert build(flag.value).optimizer.lr_factors == text
+
+
+def test_the_posterior_thermostat_becomes_one_over_the_tokens():
+    resolved = with_posterior_temperature(build({"optimizer": {"thermostat": "posterior"}}), 250_000)
+    assert (resolved.optimizer.temperature, resolved.optimizer.thermostat) == (4e-6, "fixed")
+    assert build(dataclasses.asdict(resolved)) == resolved  # what a workdir keeps can be read again
+    fixed = build({"optimizer": {"temperature": 1e-5}})
+    assert with_posterior_temperature(fixed, 250_000) == fixed

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sem_jax.config import Config, ModelConfig, with_vocabulary
+from sem_jax.config import Config, ModelConfig, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Batch, open_dataset
 from sem_jax.diagnosis.parameters import parameter_stats
 from sem_jax.diagnosis.report import Diagnosis, collect
@@ -48,7 +48,7 @@ def diagnose_config(config: Config) -> Diagnosis:
       ConfigError, DataError: the configuration or its data cannot be used.
     """
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
-    config = with_vocabulary(config, dataset.tokenizer.vocab_size)
+    config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
     parts, state = init_state(config)
     return diagnose(config, parts.graphdef, state, dataset.train.batch(0))
 

@@ -9,21 +9,24 @@ from sem_jax.optim.chain import LangevinAdamWState, guarded, langevin_adamw, mak
 from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, leaf_names
+from sem_jax.optim.groups import group_rates, parameter_factors, scale_by_group
 from sem_jax.optim.langevin import langevin_noise
-from sem_jax.optim.schedule import warmup_stable_decay
+from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.spikes import SpikeState
-from sem_jax.optim.weight_decay import decay_all, matrices_only
+from sem_jax.optim.weight_decay import add_weight_decay, decay_all, matrices_only
 
 __all__ = [
     "FiniteGuardState",
     "LangevinAdamWState",
     "Reason",
     "SpikeState",
+    "add_weight_decay",
     "bias_corrected_second_moment",
     "conjugate_gradients",
     "decay_all",
     "finite_guard",
     "global_norm",
+    "group_rates",
     "guarded",
     "langevin_adamw",
     "langevin_noise",
@@ -31,6 +34,9 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "matrices_only",
+    "parameter_factors",
     "scale_by_complex_adam",
+    "scale_by_group",
+    "warmup_cosine",
     "warmup_stable_decay",
 ]

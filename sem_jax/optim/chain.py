@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sem_jax.config import OptimizerConfig
+from sem_jax.config import ConfigError, OptimizerConfig, parse_factors
 from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import finite_guard
+from sem_jax.optim.groups import group_rates, scale_by_group
 from sem_jax.optim.langevin import langevin_noise
-from sem_jax.optim.schedule import warmup_stable_decay
-from sem_jax.optim.weight_decay import decay_all, matrices_only
+from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
+from sem_jax.optim.weight_decay import add_weight_decay, decay_all, matrices_only
 
 # Without clipping nothing bounds what a second moment takes in. After a gradient of this norm √v̂ is 3e7 at first, an
 # ordinary gradient moves its parameter by less than a rounding, and that lasts for thousands of steps at b2 = 0.999.
@@ -23,7 +24,7 @@ UNCLIPPED_MAX_NORM = 1e9
 class LangevinAdamWState(NamedTuple):
     """State of `langevin_adamw`."""
 
-    direction: dict[str, optax.OptState]  # of the stages "conjugate", "clip", "adam" and "decay"
+    direction: dict[str, optax.OptState]  # of the stages "conjugate", "clip", "adam", "decay" and "groups"
     noise: optax.OptState
 
 
@@ -63,7 +64,13 @@ def guarded(inner: optax.GradientTransformation, config: OptimizerConfig) -> opt
 
 
 def make_schedule(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
-    """The learning rate before the guard's scale, a function of the training step; see `warmup_stable_decay`."""
+    """The learning rate before the guard's scale and the groups' factors, a function of the training step.
+
+    Raises:
+      ValueError: the phases of the schedule do not fit into the run.
+    """
+    if config.schedule == "cosine":
+        return warmup_cosine(config.learning_rate, config.warmup_steps, max_steps, config.lr_min_ratio)
     return warmup_stable_decay(
         config.learning_rate, config.warmup_steps, config.decay_steps, max_steps, config.lr_min_ratio
     )
@@ -74,7 +81,9 @@ def langevin_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101, algorithm 2) for complex weights, with Langevin noise.
 
-    θ ← θ − η (m̂ / (√v̂ + eps) + λ θ) + noise, with η = schedule(step) · lr_scale (SPEC section 2, Optimizer).
+    θ ← θ − η (m̂ / (√v̂ + eps) + λ θ) + noise, with η = schedule(step) · lr_scale (SPEC section 2, Optimizer), times the
+    factor of the parameter's group in update and noise alike. The gradient of a frozen group still counts in the norm
+    that clipping bounds.
 
     Args:
       config: its hyperparameters; the guard's and the schedule's own are not read.
@@ -84,16 +93,30 @@ def langevin_adamw(
     Returns:
       A transformation with state `LangevinAdamWState`. Its update needs the parameters and the extra argument `step`,
       an int32 scalar, and takes `lr_scale`, a scalar that is 1 unless given.
+
+    Raises:
+      ConfigError: a hyperparameter cannot be used, or init got parameters that a path of `lr_factors` or
+        `decay_factors` does not fit.
     """
+    if config.thermostat == "posterior":
+        raise ConfigError(
+            "config.optimizer.thermostat = posterior: the number of training tokens is not known here; use what "
+            "sem_jax.config.with_posterior_temperature returns"
+        )
+    lr_factors = parse_factors(config.lr_factors, "config.optimizer.lr_factors")
+    decay_factors = parse_factors(config.decay_factors, "config.optimizer.decay_factors")
+    decays = decay_all if config.decay_all else matrices_only
     direction = optax.named_chain(
         ("conjugate", conjugate_gradients()),
         ("clip", optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()),
         ("adam", scale_by_complex_adam(config.b1, config.b2, config.eps)),
-        ("decay", optax.add_decayed_weights(config.weight_decay, decay_all if config.decay_all else matrices_only)),
+        ("decay", decay := add_weight_decay(config.weight_decay, decays, decay_factors)),
+        ("groups", groups := scale_by_group(lr_factors)),
     )
     noise = langevin_noise(config.temperature, config.noise_floor, config.noise_cap, seed)
 
     def init_fn(params: optax.Params) -> LangevinAdamWState:
+        _require_paths(params, lr_factors=groups, decay_factors=decay)
         return LangevinAdamWState(direction.init(params), noise.init(params))
 
     def update_fn(
@@ -114,9 +137,17 @@ def langevin_adamw(
             state.noise,
             params,
             second_moment=bias_corrected_second_moment(direction_state["adam"], config.b2),
-            learning_rate=learning_rate,
+            learning_rate=group_rates(lr_factors, learning_rate, updates),
             step=step,
         )
         return updates, LangevinAdamWState(direction_state, noise_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _require_paths(params: optax.Params, **transforms: optax.GradientTransformation) -> None:
+    for field, transform in transforms.items():
+        try:
+            transform.init(params)
+        except ValueError as error:
+            raise ConfigError(f"config.optimizer.{field}: {error}") from None

@@ -25,6 +25,9 @@ def langevin_noise(
        the gradient is noiseless and relaxes no faster than v̂ forgets, variances exceed T/k: by up to 30 % in a
        quadratic well of stiffness k at b2 = 0.999.
 
+    A gradient with noise of its own, of variance σ² in each real component, makes the temperature T + η G σ² / 2
+    (Mandt, Hoffman & Blei, 2017, arXiv:1704.04289, for T = 0); docs/optimizer.md derives it.
+
     The noise is a function of (seed, path of the leaf, step) alone, so a resumed run repeats it.
 
     Args:
@@ -35,7 +38,8 @@ def langevin_noise(
 
     Returns:
       A stateless transformation, whose update takes three more arguments: `second_moment`, the tree of real v̂ shaped
-      like the updates; `learning_rate`, the scalar η of this step; `step`, an int32 scalar.
+      like the updates; `learning_rate`, the scalar η of this step, or a tree of them where each leaf has its own, such
+      as `group_rates` returns; `step`, an int32 scalar. A leaf whose η is Python's 0 gets no noise and costs none.
 
     Raises:
       ValueError: the temperature is negative, or floor or cap is not positive.
@@ -54,18 +58,21 @@ def langevin_noise(
         params: optax.Params | None = None,
         *,
         second_moment: optax.Updates,
-        learning_rate: jax.typing.ArrayLike,
+        learning_rate: Any,
         step: jax.typing.ArrayLike,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params, extra_args
 
-        def add_noise(path: tuple[Any, ...], update: jax.Array, v: jax.Array) -> jax.Array:
-            std = jnp.sqrt(2 * temperature * learning_rate / jnp.maximum(jnp.sqrt(v), noise_floor))
-            std = jnp.where(v > 0, jnp.minimum(std, noise_cap * learning_rate), 0)
+        def add_noise(path: tuple[Any, ...], update: jax.Array, v: jax.Array, rate: jax.typing.ArrayLike) -> jax.Array:
+            if isinstance(rate, float | int) and rate == 0:
+                return update
+            std = jnp.sqrt(2 * temperature * rate / jnp.maximum(jnp.sqrt(v), noise_floor))
+            std = jnp.where(v > 0, jnp.minimum(std, noise_cap * rate), 0)
             return update + (std * _unit_normal(_leaf_key(seed, path, step), update)).astype(update.dtype)
 
-        return jax.tree.map_with_path(add_noise, updates, second_moment), state
+        rates = jax.tree.broadcast(learning_rate, updates)
+        return jax.tree.map_with_path(add_noise, updates, second_moment, rates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 

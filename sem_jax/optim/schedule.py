@@ -31,3 +31,31 @@ def warmup_stable_decay(
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else plateau
     decay = optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=lr_min_ratio) if decay_steps else plateau
     return optax.join_schedules([warmup, plateau, decay], [warmup_steps, max_steps - decay_steps])
+
+
+def warmup_cosine(learning_rate: float, warmup_steps: int, max_steps: int, lr_min_ratio: float) -> optax.Schedule:
+    """Linear warm-up from 0, then half a cosine to the end of the run (Loshchilov & Hutter, 2017, arXiv:1608.03983).
+
+    η(t) = η (r + (1 − r) (1 + cos πu) / 2), u = (t − warmup_steps) / (max_steps − warmup_steps): equation 5 of the
+    paper without restarts, with r = `lr_min_ratio`.
+
+    Args:
+      learning_rate: η, the rate at the end of the warm-up.
+      warmup_steps: steps from 0 to η; 0 starts there.
+      max_steps: length of the run. From there on the rate is constant.
+      lr_min_ratio: last learning rate in units of η.
+
+    Returns:
+      A function from the step, a scalar integer counted from 0, to the learning rate of that step.
+
+    Raises:
+      ValueError: the warm-up leaves no step for the cosine.
+    """
+    if not 0 <= warmup_steps < max_steps:
+        raise ValueError(
+            f"warmup_steps = {warmup_steps} must not be negative and must be below max_steps = {max_steps}"
+        )
+    cosine = optax.cosine_decay_schedule(learning_rate, max_steps - warmup_steps, alpha=lr_min_ratio)
+    if not warmup_steps:
+        return cosine
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), cosine], [warmup_steps])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sem_jax.config import Config, with_vocabulary
+from sem_jax.config import Config, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Dataset, Prefetch, open_dataset
 from sem_jax.language_model import LanguageModel
 from sem_jax.modules.model import ModelParts, count_parameters
@@ -50,11 +50,11 @@ def train(
     """
     training = config.training
     dataset = open_dataset(config.data, training.seed, training.global_batch)
-    config = with_vocabulary(config, dataset.tokenizer.vocab_size)
+    config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
+    parts, state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
     for change in prepare_workdir(workdir, config, dataset):
         echo(f"changed since the last start: {change}")
 
-    parts, state = init_state(config)
     train_step = (make_step or make_train_step)(parts.graphdef, config)
     evaluate = Evaluator(parts.graphdef, config, dataset)
     sampler = LanguageModel(config, dataset.tokenizer, parts)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sem_jax.optim import warmup_stable_decay
+from sem_jax.config import OptimizerConfig
+from sem_jax.optim import make_schedule, warmup_cosine, warmup_stable_decay
 
 GOLDENS = pathlib.Path(__file__).parents[2].parent / "shared" / "goldens"
 
@@ -56,3 +57,37 @@ def test_rises_once_and_falls_once(warmup, plateau, decay, ratio):
 def test_phases_that_do_not_fit_raise(warmup, decay):
     with pytest.raises(ValueError, match="max_steps = 100"):
         warmup_stable_decay(1e-3, warmup, decay, max_steps=100, lr_min_ratio=0.1)
+
+
+def test_the_cosine_passes_through_its_corners():
+    schedule = jax.jit(warmup_cosine(1e-2, warmup_steps=10, max_steps=110, lr_min_ratio=0.1))
+    middle = 1e-2 * (0.1 + 0.9 / 2)
+    quarter = 1e-2 * (0.1 + 0.9 * (1 + np.sqrt(0.5)) / 2)
+    for step, rate in {0: 0.0, 5: 5e-3, 10: 1e-2, 35: quarter, 60: middle, 110: 1e-3, 1000: 1e-3}.items():
+        np.testing.assert_allclose(schedule(jnp.int32(step)), rate, rtol=1e-6)
+    assert warmup_cosine(1e-2, warmup_steps=0, max_steps=100, lr_min_ratio=0.1)(0) == np.float32(1e-2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(warmup=st.integers(0, 20), cosine=st.integers(1, 20), ratio=st.floats(0, 1))
+def test_the_cosine_is_the_papers_and_falls_at_every_step(warmup, cosine, ratio):
+    rates = np.asarray(warmup_cosine(1.0, warmup, warmup + cosine, ratio)(jnp.arange(64)))
+    t = np.arange(64)
+    rise = t / max(warmup, 1)
+    fall = ratio + (1 - ratio) * np.cos(np.pi / 2 * np.minimum((t - warmup) / cosine, 1)) ** 2  # (1 + cos x)/2
+    # Rates are at most 1; the argument of the cosine, its value and three products round by 6e-8 each.
+    np.testing.assert_allclose(rates, np.where(t < warmup, rise, fall), atol=6e-7)
+    assert (np.diff(rates[: warmup + 1]) > 0).all()
+    assert (np.diff(rates[warmup:]) <= 1.2e-7).all()
+
+
+@pytest.mark.parametrize("warmup", [-1, 100, 101])
+def test_a_warmup_that_leaves_no_cosine_raises(warmup):
+    with pytest.raises(ValueError, match=rf"warmup_steps = {warmup} .*max_steps = 100"):
+        warmup_cosine(1e-3, warmup, max_steps=100, lr_min_ratio=0.1)
+
+
+def test_the_configuration_chooses_the_schedule():
+    settings = {"learning_rate": 1.0, "warmup_steps": 10, "decay_steps": 20, "lr_min_ratio": 0.0}
+    rates = {name: make_schedule(OptimizerConfig(schedule=name, **settings), 110)(60) for name in ("wsd", "cosine")}
+    np.testing.assert_allclose([rates["wsd"], rates["cosine"]], [1.0, 0.5], rtol=1e-6)
