@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,39 +23,45 @@ from sem_jax.optim.complex_adam import bias_corrected_second_moment
 
 
 @dataclass(frozen=True)
-class Cause:
-    """One row of the study: how it differs from the fixed recipe."""
+class Program:
+    """What is compiled: causes that differ only in numbers share it."""
 
-    name: str
-    fields: dict[str, Any] = field(default_factory=dict)  # of the configuration
+    solver: str = "cg"
+    iterations: int = 8
     gradient: str = "implicit"  # of the Cayley step: "implicit" or "one step"
     noise: str = "floored"  # "floored" (sem_jax's) or "unfloored" (the original's)
     bf16: bool = False
 
 
-def _wrong_cg(iterations: int) -> dict[str, Any]:
-    return {"model.propagator.solver": "cg_on_cayley", "model.propagator.cg_max_iter": iterations}
+@dataclass(frozen=True)
+class Cause:
+    """One row of the study, the fixed recipe unless said otherwise."""
+
+    name: str
+    program: Program = Program()
+    learning_rate: float = 1.2e-3
+    temperature: float = 1e-5
 
 
-_HALF_LR = {"optimizer.learning_rate": 6e-4}
-_HOT = {"optimizer.temperature": 1e-4}
-_OLD = {"gradient": "one step", "noise": "unfloored"}
+_OLD = Program("cg_on_cayley", 3, "one step", "unfloored")
+_NEW = dataclasses.replace(_OLD, iterations=8)
+_UNFLOORED = Program(noise="unfloored")
 
 FIXED = Cause("fixed recipe")
 CAUSES = (
     FIXED,
-    Cause("CG on I + ihH, 3 iterations", _wrong_cg(3)),
-    Cause("CG on I + ihH, 8 iterations", _wrong_cg(8)),
-    Cause("CG on I + ihH, 20 iterations", _wrong_cg(20)),
-    Cause("one-step gradient", {"model.propagator.solver": "dense"}, gradient="one step"),
-    Cause("unfloored noise, T = 1e-4", _HOT, noise="unfloored"),
-    Cause("unfloored noise, T = 1e-5", noise="unfloored"),
-    Cause("bf16", bf16=True),
-    Cause("lr 6e-4", _HALF_LR),
-    Cause("old settings", _wrong_cg(3) | _HOT, **_OLD),
-    Cause("old settings, lr 6e-4", _wrong_cg(3) | _HOT | _HALF_LR, **_OLD),
-    Cause("the report's new settings", _wrong_cg(8), **_OLD),
-    Cause("the report's new settings, lr 6e-4", _wrong_cg(8) | _HALF_LR, **_OLD),
+    Cause("lr 6e-4", learning_rate=6e-4),
+    Cause("CG on I + ihH, 3 iterations", Program("cg_on_cayley", 3)),
+    Cause("CG on I + ihH, 8 iterations", Program("cg_on_cayley", 8)),
+    Cause("CG on I + ihH, 20 iterations", Program("cg_on_cayley", 20)),
+    Cause("one-step gradient", Program("dense", gradient="one step")),
+    Cause("unfloored noise, T = 1e-4", _UNFLOORED, temperature=1e-4),
+    Cause("unfloored noise, T = 1e-5", _UNFLOORED),
+    Cause("bf16", Program(bf16=True)),
+    Cause("old settings", _OLD, temperature=1e-4),
+    Cause("old settings, lr 6e-4", _OLD, 6e-4, 1e-4),
+    Cause("the report's new settings", _NEW),
+    Cause("the report's new settings, lr 6e-4", _NEW, 6e-4),
 )
 
 
@@ -117,43 +123,47 @@ class Bf16Propagator(Propagator):
         return super().__call__(psi, _round_part)
 
 
-# --- model and optimizer of a cause ---
+# --- model and optimizer ---
 
 
-def build_model(cause: Cause, config: Config, rngs: nnx.Rngs) -> SEM:
-    """The model of the configuration with the parts that the cause replaces.
+def build_model(program: Program, config: Config, rngs: nnx.Rngs) -> SEM:
+    """The model of the configuration with the parts that the program replaces.
 
     Its structure is what counts; parameters of the same names and shapes come from a plain `SEM`, so that every cause
     starts from the same ones.
     """
     model, sizes = SEM(config.model, rngs), config.model
     layers = range(sizes.num_layers)
-    if cause.bf16:
+    if program.bf16:
         model.encoder = Bf16Encoder(sizes, rngs)
         model.mixers = stack_layers([Bf16Mixer(sizes, rngs) for _ in layers])
-    if cause.bf16 or cause.gradient == "one step":
-        kind = Bf16Propagator if cause.bf16 else OneStepPropagator
+    if program.bf16 or program.gradient == "one step":
+        kind = Bf16Propagator if program.bf16 else OneStepPropagator
         model.propagators = stack_layers([kind(sizes, seed=layer) for layer in layers])
     return model
 
 
 def make_optimizer(
-    cause: Cause, config: Config, schedule: optax.Schedule, seed: Array | int
+    program: Program, config: Config, schedule: optax.Schedule, seed: Array | int, temperature: Array | float
 ) -> optax.GradientTransformationExtraArgs:
-    """The fixed recipe's optimizer with the noise of the cause, and without the guard: bad updates are applied."""
-    if cause.noise == "floored":
+    """The fixed recipe's optimizer with the noise of the program, and without the guard: bad updates are applied.
+
+    Args:
+      temperature: of the unfloored noise; the floored one takes the configuration's.
+    """
+    if program.noise == "floored":
         return langevin_adamw(config.optimizer, schedule, seed)
-    return with_unfloored_noise(config, schedule, seed)
+    return with_unfloored_noise(config, schedule, seed, temperature)
 
 
-def unfloored_std(second_moment: Array, learning_rate: Array | float, temperature: float) -> Array:
+def unfloored_std(second_moment: Array, learning_rate: Array | float, temperature: Array | float) -> Array:
     """sqrt(2Tη)/(sqrt(denom) + 1e-8) with denom = sqrt(v̂) + 1e-8: the original's noise of one step."""
     denom = jnp.sqrt(second_moment) + 1e-8
     return jnp.sqrt(2 * temperature * learning_rate) / (jnp.sqrt(denom) + 1e-8)
 
 
 def with_unfloored_noise(
-    config: Config, schedule: optax.Schedule, seed: Array | int
+    config: Config, schedule: optax.Schedule, seed: Array | int, temperature: Array | float
 ) -> optax.GradientTransformationExtraArgs:
     """Noiseless `langevin_adamw`, then the original's noise on every real component of every parameter."""
     adamw = langevin_adamw(dataclasses.replace(config.optimizer, temperature=0.0), schedule, seed=0)
@@ -171,7 +181,7 @@ def with_unfloored_noise(
         leaves, structure = jax.tree.flatten(updates)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(leaves))
         noisy = [
-            update + (unfloored_std(v, schedule(step), config.optimizer.temperature) * unit_normal(key, update))
+            update + (unfloored_std(v, schedule(step), temperature) * unit_normal(key, update))
             for key, update, v in zip(keys, leaves, jax.tree.leaves(moments), strict=True)
         ]
         return jax.tree.unflatten(structure, noisy), state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +15,14 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from stability_causes import FIXED, Cause, bf16, build_model, make_optimizer
+from stability_causes import FIXED, Cause, Program, bf16, build_model, make_optimizer
 
 from sem_jax.config import Config, build, default, with_vocabulary
 from sem_jax.core.graph import combine_scales, to_dense
 from sem_jax.data import Batch, Dataset, open_dataset
 from sem_jax.losses import batch_loss
 from sem_jax.modules.model import split_model
-from sem_jax.optim import global_norm, make_schedule
+from sem_jax.optim import make_schedule
 
 Params = dict[str, Any]
 CHUNK = 50  # steps in one call of the compiled function
@@ -39,7 +41,6 @@ class StepRecord(NamedTuple):
     """Scalars of one step of one run."""
 
     nll: Array  # −log P of the normalised distribution, nats a token
-    grad_norm: Array  # before clipping
     finite: Array  # bool: loss, gradients, and parameters after the step
     residual: Array  # largest of all layers and tokens
     norm_error: Array  # the same
@@ -59,16 +60,17 @@ class Run:
     edge_cosine: list[float] = field(default_factory=list)  # to the exact gradient, in the first step of each chunk
 
 
-def configure(cause: Cause, steps: int, dim: int, layers: int) -> Config:
-    """The fixed recipe at the size of the study, changed as the cause says."""
+def configure(program: Program, steps: int, dim: int, layers: int) -> Config:
+    """The fixed recipe at the size of the study with the solver of the program."""
     config = default()
     config.model.update(hidden_dim=dim, num_layers=layers)
     config.model.mixer.num_groups = dim // 16
-    config.model.propagator.update(solver="cg", cg_max_iter=8, cg_tol=1e-7, cayley_dt=0.1, laplacian_sparsity=8)
-    config.optimizer.update(learning_rate=1.2e-3, temperature=1e-5, warmup_steps=steps // 10, decay_steps=0)
+    config.model.propagator.update(solver=program.solver, cg_max_iter=program.iterations, cg_tol=1e-7)
+    config.model.propagator.update(cayley_dt=0.1, laplacian_sparsity=8)
+    config.optimizer.update(learning_rate=FIXED.learning_rate, temperature=FIXED.temperature)
+    config.optimizer.update(warmup_steps=steps // 10, decay_steps=0)
     config.data.update(tokenizer="byte", packing="windows", seq_length=32)
     config.training.update(max_steps=steps, global_batch=4, micro_batch=4)
-    config.update_from_flattened_dict(cause.fields)
     return build(config)
 
 
@@ -82,30 +84,30 @@ def initial_models(config: Config, seeds: int) -> tuple[Params, Params]:
     """(parameters with a leading axis of seeds, buffers): those of `init_model`, whose buffers know no seed."""
 
     def create(seed: Array) -> tuple[Params, Params]:
-        parts = split_model(build_model(FIXED, config, nnx.Rngs(params=jax.random.key(seed))))
+        parts = split_model(build_model(FIXED.program, config, nnx.Rngs(params=jax.random.key(seed))))
         return jax.tree.map(lambda x: x.astype(x.dtype), (parts.params, parts.buffers))  # strong types
 
     return jax.jit(jax.vmap(create, out_axes=(0, None)))(jnp.arange(seeds))
 
 
-def structure(cause: Cause, config: Config) -> Any:
-    """The graphdef of a cause's model."""
+def structure(program: Program, config: Config) -> Any:
+    """The graphdef of a program's model."""
     found = None
 
     def create() -> None:
         nonlocal found
-        found = split_model(build_model(cause, config, nnx.Rngs(params=jax.random.key(0)))).graphdef
+        found = split_model(build_model(program, config, nnx.Rngs(params=jax.random.key(0)))).graphdef
 
     jax.eval_shape(create)
     return found
 
 
-def make_loss(cause: Cause, config: Config, buffers: Params) -> Callable:
+def make_loss(program: Program, config: Config, buffers: Params) -> Callable:
     """(params, batch) -> (loss, (nll, statistics of the propagators))."""
-    graphdef = structure(cause, config)
+    graphdef = structure(program, config)
 
     def loss(params: Params, batch: Batch):
-        model = nnx.merge(graphdef, jax.tree.map(bf16, params) if cause.bf16 else params, buffers)
+        model = nnx.merge(graphdef, jax.tree.map(bf16, params) if program.bf16 else params, buffers)
         tokens, resets, weights = batch
         sums, stats, _ = batch_loss(
             model, tokens[:, :-1], tokens[:, 1:], resets[:, :-1], weights, config.optimizer.unitary_lambda
@@ -115,16 +117,16 @@ def make_loss(cause: Cause, config: Config, buffers: Params) -> Callable:
     return loss
 
 
-def make_chunk(cause: Cause, config: Config, buffers: Params) -> Callable:
-    """The compiled (carry, seed, first step, batches [CHUNK, ...]) -> (carry, records [CHUNK], first edge gradients).
+def make_chunk(program: Program, config: Config, buffers: Params) -> Callable:
+    """The compiled (carries, seeds, batches, lr, temperature, first step) -> (carries, records, first edge gradients).
 
-    Every argument but the step has a leading axis of seeds.
+    Carries, seeds, batches [seeds, CHUNK, ...] and the results have a leading axis of seeds.
     """
-    schedule = make_schedule(config.optimizer, config.training.max_steps)
-    gradient = jax.value_and_grad(make_loss(cause, config, buffers), has_aux=True)
+    warmup = make_schedule(dataclasses.replace(config.optimizer, learning_rate=1.0), config.training.max_steps)
+    gradient = jax.value_and_grad(make_loss(program, config, buffers), has_aux=True)
 
-    def run(carry: Carry, seed: Array, start: Array, batches: Batch):
-        optimizer = make_optimizer(cause, config, schedule, seed)
+    def run(carry: Carry, seed: Array, batches: Batch, lr: Array, temperature: Array, start: Array):
+        optimizer = make_optimizer(program, config, lambda step: lr * warmup(step), seed, temperature)
 
         def step(state: tuple[Carry, Any], inputs: tuple[Array, Batch]):
             (params, opt_state), kept = state
@@ -133,7 +135,7 @@ def make_chunk(cause: Cause, config: Config, buffers: Params) -> Callable:
             updates, opt_state = optimizer.update(grads, opt_state, params, step=number)
             params = optax.apply_updates(params, updates)
             finite = jnp.isfinite(loss) & all_finite(grads) & all_finite(params)
-            record = StepRecord(nll, global_norm(grads), finite, jnp.max(stats.residual), jnp.max(stats.norm_drift))
+            record = StepRecord(nll, finite, jnp.max(stats.residual), jnp.max(stats.norm_drift))
             first = jax.tree.map(lambda new, old: jnp.where(number == start, new, old), edge_weights(grads), kept)
             return (Carry(params, opt_state), first), record
 
@@ -142,7 +144,8 @@ def make_chunk(cause: Cause, config: Config, buffers: Params) -> Callable:
         (carry, first), records = jax.lax.scan(step, (carry, kept), (numbers, batches))
         return carry, records, first
 
-    return jax.jit(jax.vmap(run, in_axes=(0, 0, None, 0)))
+    # One seed after the other: a batched program takes twice as long to compile and no less to run.
+    return jax.jit(lambda *by_seed, numbers: jax.lax.map(lambda each: run(*each, *numbers), by_seed))
 
 
 def all_finite(tree: Any) -> Array:
@@ -186,31 +189,37 @@ def cosine(first: Params, second: Params) -> np.ndarray:
 
 
 class Study:
-    """The corpus, the initial models and the exact gradient, which all causes share."""
+    """The corpus, the initial models and the compiled functions, which all causes share."""
 
     def __init__(self, steps: int, seeds: int, dim: int, layers: int):
         if steps % CHUNK:
             raise ValueError(f"steps = {steps} must be a multiple of {CHUNK}")
         self.steps, self.seeds, self.sizes = steps, seeds, (dim, layers)
-        exact = Cause("exact", {"model.propagator.solver": "dense"})
+        exact = Program("dense")
         config, self.datasets = open_data(configure(exact, steps, dim, layers), seeds)
         self.vocab_size = config.model.vocab_size
         self.params, self.buffers = initial_models(config, seeds)
         gradient = jax.grad(make_loss(exact, config, self.buffers), has_aux=True)
         self.exact_gradient = jax.jit(jax.vmap(lambda params, batch: edge_weights(gradient(params, batch)[0])))
 
+    @functools.cache  # noqa: B019  (a study lives as long as the process)
+    def compiled(self, program: Program) -> tuple[Config, Callable]:
+        """The configuration and `make_chunk` of a program."""
+        config = with_vocabulary(configure(program, self.steps, *self.sizes), self.vocab_size)
+        return config, make_chunk(program, config, self.buffers)
+
     def train(self, cause: Cause) -> list[Run]:
         """One run a seed."""
-        config = with_vocabulary(configure(cause, self.steps, *self.sizes), self.vocab_size)
-        chunk = make_chunk(cause, config, self.buffers)
-        init = make_optimizer(cause, config, make_schedule(config.optimizer, self.steps), 0).init
-        carry = Carry(self.params, jax.jit(jax.vmap(init))(self.params))
+        config, chunk = self.compiled(cause.program)
+        optimizer = make_optimizer(cause.program, config, optax.constant_schedule(0.0), 0, 0.0)  # for its state alone
+        carry = Carry(self.params, jax.jit(jax.vmap(optimizer.init))(self.params))
         seeds, runs = jnp.arange(self.seeds), [Run() for _ in range(self.seeds)]
+        lr, temperature = jnp.float32([cause.learning_rate, cause.temperature])
         for start in range(0, self.steps, CHUNK):
             batches = stacked(self.datasets, start)
             exact = self.exact_gradient(carry.params, jax.tree.map(lambda x: x[:, 0], batches))
             record_state(runs, largest_h_lambda(carry.params, self.buffers, config), edge_weights(carry.params))
-            carry, records, first = chunk(carry, seeds, jnp.int32(start), batches)
+            carry, records, first = chunk(carry, seeds, batches, numbers=(lr, temperature, jnp.int32(start)))
             record_steps(runs, records, cosine(first, exact))
         record_state(runs, largest_h_lambda(carry.params, self.buffers, config), edge_weights(carry.params))
         return runs
