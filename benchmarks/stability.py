@@ -109,7 +109,7 @@ def row(name: str, runs: list[dict[str, Any]], fixed: float) -> list[str]:
         found = [str(run[key]) for run in runs if run[key]]
         return ", ".join(found) if found else "none"
 
-    cosines = [value for run in runs for value in run["edge_cosine"] if value is not None]
+    cosines = np.array([run["edge_cosine"] for run in runs], float)  # null becomes NaN
     finals = [run["final_nll"] for run in runs]
     return [
         name,
@@ -120,9 +120,9 @@ def row(name: str, runs: list[dict[str, Any]], fixed: float) -> list[str]:
         f"{runs[0]['h_lambda'][0]:.2f} → {spread([run['h_lambda'][-1] for run in runs], '.3g')}",
         spread([run["edge_rms"][-1] for run in runs], ".2g"),
         spread([run["edge_max"][-1] for run in runs], ".2g"),
-        spread([run["worst_residual"] for run in runs], ".0e"),
-        spread([run["worst_norm_error"] for run in runs], ".0e"),
-        f"{runs[0]['edge_cosine'][0]:.2f}; {np.median(cosines):.2f}",
+        spread([run["worst_residual"] for run in runs], ".1e"),
+        spread([run["worst_norm_error"] for run in runs], ".1e"),
+        f"{np.nanmedian(cosines[:, 0]):.2f}; {np.nanmedian(cosines):.2f}",
     ]
 
 
@@ -190,7 +190,7 @@ def plot(plt: Any, results: Results, path: str) -> None:
             for name, style in styles.items():
                 if name in results:
                     draw(panel, results[name], key, name, *style)
-            if key != "nll":
+            if key == "residual":
                 panel.set_yscale("log")
             if not column:
                 panel.set_ylabel(label)
@@ -200,7 +200,8 @@ def plot(plt: Any, results: Results, path: str) -> None:
         axes[0, column].set_title(title, loc="left", pad=80)
         axes[0, column].legend(loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, borderpad=0, fontsize=9)
         axes[-1, column].set_xlabel("step")
-    figure.tight_layout()
+    figure.text(0.99, 0.005, "band: range over seeds; ×: a seed is no longer finite", ha="right", fontsize=8)
+    figure.tight_layout(rect=(0, 0.015, 1, 1))
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
 
 
