@@ -135,30 +135,33 @@ def _readout(config: Config) -> Iterator[tuple[str, Part]]:
     )
 
 
-def is_floating(tree: Any) -> bool:
-    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(tree))
-
-
 def passes(part: Part) -> dict[str, Callable[[], Any]]:
-    """The compiled forward pass of a part, and the forward and backward pass."""
+    """`both_passes` of a part; parameters and inputs of floating point get a gradient."""
     graphdef, params, rest = nnx.split(part.module, nnx.Param, ...)
-    moving = [x if is_floating(x) else None for x in part.inputs]
-    fixed = [None if is_floating(x) else x for x in part.inputs]
+    moving = [x if _is_floating(x) else None for x in part.inputs]
+    fixed = [None if _is_floating(x) else x for x in part.inputs]
 
-    def forward(params, rest, moving, fixed):
-        inputs = [y if x is None else x for x, y in zip(moving, fixed, strict=True)]
-        return part.apply(nnx.merge(graphdef, params, rest), *inputs)
+    def apply(moving, fixed):
+        inputs = [y if x is None else x for x, y in zip(moving[1], fixed[1], strict=True)]
+        return part.apply(nnx.merge(graphdef, moving[0], fixed[0]), *inputs)
 
-    def training(params, rest, moving, fixed, cotangents):
-        outputs, pull_back = jax.vjp(lambda p, x: forward(p, rest, x, fixed), params, moving)
+    return both_passes(apply, (params, moving), (rest, fixed))
+
+
+def both_passes(function: Callable[..., Any], moving: Any, fixed: Any = ()) -> dict[str, Callable[[], Any]]:
+    """function(moving, fixed) as two compiled contenders: "forward", and "training", with the gradient in `moving`."""
+
+    def training(moving, fixed, cotangents):
+        outputs, pull_back = jax.vjp(lambda x: function(x, fixed), moving)
         return outputs, pull_back(jax.tree.map(_cotangent, outputs, cotangents))
 
-    outputs = jax.eval_shape(forward, params, rest, moving, fixed)
+    outputs = jax.eval_shape(function, moving, fixed)
     cotangents = jax.tree.map(lambda y: jnp.full(y.shape, 0.7, y.dtype), outputs)
-    return {
-        "forward": bound(forward, params, rest, moving, fixed),
-        "training": bound(training, params, rest, moving, fixed, cotangents),
-    }
+    return {"forward": bound(function, moving, fixed), "training": bound(training, moving, fixed, cotangents)}
+
+
+def _is_floating(tree: Any) -> bool:
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(tree))
 
 
 def _cotangent(output: Array, given: Array) -> Any:

@@ -6,8 +6,10 @@ all of them alike, and the rate of the machine's own matrix product is measured 
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -179,7 +181,12 @@ def peak_memory(make: Callable[..., Callable[[], Any]], *arguments: Any) -> floa
       make: importable by name; it and its arguments are pickled.
       arguments: of it.
     """
-    return _in_child(_peak, make, *arguments) - _in_child(_resident)
+    return _in_child(_peak, make, *arguments) - _idle_memory()
+
+
+@functools.cache
+def _idle_memory() -> float:
+    return _in_child(_resident)
 
 
 def _in_child(function: Callable[..., float], *arguments: Any) -> float:
@@ -248,3 +255,11 @@ def milliseconds(timing: Timing) -> str:
     """Median and quartiles for a table."""
     digits = 3 if timing.median < 1e-3 else 2 if timing.median < 1e-2 else 1 if timing.median < 0.1 else 0
     return f"{1e3 * timing.median:.{digits}f} ({1e3 * timing.low:.{digits}f}-{1e3 * timing.high:.{digits}f})"
+
+
+def fitted_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """p of value ∝ size^p by least squares of the logarithms, over the upper half of the sizes, at least two."""
+    count = max(2, (len(sizes) + 1) // 2)
+    logs = [(math.log(size), math.log(value)) for size, value in zip(sizes[-count:], values[-count:], strict=True)]
+    slope, _ = statistics.linear_regression(*zip(*logs, strict=True))
+    return slope
