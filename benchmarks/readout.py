@@ -5,7 +5,7 @@ Command:  python benchmarks/readout.py [--vocabularies=1024,8192,32768] [--token
 
 −log P(y) of random waves and targets and its gradient to the waves and the readout, once by `born.target_log_prob`, in
 which V enters only through the Gram matrix, once by `born.log_probs` and a look-up in the [tokens, V] array. Both give
-the same numbers; the largest difference is printed. Memory is the peak of a process of its own above an idle one.
+the same numbers; the largest difference is printed. Memory is the peak of a process of its own, without programs.
 """
 
 from __future__ import annotations

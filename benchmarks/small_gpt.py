@@ -62,6 +62,6 @@ def num_parameters(vocab_size: int, dim: int, num_layers: int, max_length: int) 
 
 
 def matching_dim(count: int, vocab_size: int, num_layers: int, max_length: int) -> int:
-    """The width, a multiple of 8 in every head, that comes closest to so many parameters."""
-    widths = range(8 * HEADS, 4096, 8 * HEADS)
+    """The width, an even number of channels a head, that comes closest to so many parameters."""
+    widths = range(2 * HEADS, 4096, 2 * HEADS)
     return min(widths, key=lambda dim: abs(num_parameters(vocab_size, dim, num_layers, max_length) - count))

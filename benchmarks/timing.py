@@ -6,15 +6,15 @@ all of them alike, and the rate of the machine's own matrix product is measured 
 
 from __future__ import annotations
 
-import functools
+import ctypes
 import gc
 import json
 import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -172,58 +172,51 @@ def device_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def peak_memory(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
-    """Bytes at the peak of one call of `make(*arguments)()`, above those of a process that has imported the same.
+def peak_memory(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float | None:
+    """Bytes that `run = make(*arguments)` holds between its calls, and what one call adds at its peak.
 
-    A fresh process does it. The call before the measured one takes care of compilation, whose memory does not count.
+    A fresh process does it, after a call that takes care of compilation; programs and compilers do not count. None
+    where the system does not tell (it is read from /proc, as on Linux).
 
     Args:
       make: importable by name; it and its arguments are pickled.
       arguments: of it.
     """
-    return _in_child(_peak, make, *arguments) - _idle_memory()
-
-
-@functools.cache
-def _idle_memory() -> float:
-    return _in_child(_resident)
-
-
-def _in_child(function: Callable[..., float], *arguments: Any) -> float:
+    if not PROCESS_STATUS.exists():
+        return None
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def _resident() -> float:
-    jax.block_until_ready(jnp.zeros(1) + 1)  # the backend has started
-    return _memory("VmRSS")
+        return pool.apply(_peak, (make, *arguments))
 
 
 def _peak(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
     run = make(*arguments)
     with single_threaded_lapack():
         jax.block_until_ready(run())
-        _forget_peak()
-        jax.block_until_ready(run())
-    return _memory("VmHWM")
-
-
-def _forget_peak() -> None:
-    """Where the system can: returns what is free, and lets the high-water mark start from the present."""
-    gc.collect()
-    if PROCESS_STATUS.exists():
-        import ctypes
-
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+        held, before = _held(), _resident("VmRSS")
+        # The high-water mark starts afresh; that of getrusage cannot, and a child inherits its parent's.
         Path("/proc/self/clear_refs").write_text("5")
+        jax.block_until_ready(run())
+    return held + _resident("VmHWM") - before
 
 
-def _memory(field: str) -> float:
-    # Not ru_maxrss where it can be helped: a child inherits its parent's, and it cannot be started afresh.
-    if PROCESS_STATUS.exists():
-        return 1024.0 * int(PROCESS_STATUS.read_text().partition(field + ":")[2].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+def _resident(field: str) -> float:
+    return 1024.0 * int(PROCESS_STATUS.read_text().partition(field + ":")[2].split()[0])
+
+
+def _held() -> float:
+    """Bytes of all arrays of JAX and, where it is loaded, of PyTorch."""
+    ours = sum(array.nbytes for array in jax.live_arrays())
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ours
+    # By type(), since objects that are loaded lazily raise when asked for their class.
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    gradients = [x.grad for x in tensors if x.is_leaf and x.grad is not None]
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in [*tensors, *gradients]}
+    return ours + sum(storages.values())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -14,8 +14,8 @@ Contenders take turns in one process, each with the whole step of one random bat
   gpt                            a GPT in PyTorch of as many parameters and layers, fused AdamW
 
 Prints medians and quartiles, tokens a second, the ratio to the PyTorch reference in the same arithmetic, the peak of
-memory in one step (of a process of its own, above one that only imports; memory of compilation does not count), and the
-rate of FLOPs that the step needs (`benchmarks/flops.py`), as a share of the machine's own float32 matrix product in the
+memory in one step (state, gradients and intermediates, in a process of its own; programs do not count), and the rate of
+FLOPs that the step needs (`benchmarks/flops.py`), as a share of the machine's own float32 matrix product in the
 same run. `python benchmarks/components.py` shows where the time goes.
 """
 

@@ -50,8 +50,8 @@ def test_matching_width_comes_closest(count):
     def distance(width: int) -> int:
         return abs(num_parameters(sizes[0], width, *sizes[1:]) - count)
 
-    assert dim % (8 * HEADS) == 0
-    assert distance(dim) <= min(distance(dim - 8 * HEADS), distance(dim + 8 * HEADS))
+    assert dim % (2 * HEADS) == 0
+    assert distance(dim) <= min(distance(dim - 2 * HEADS), distance(dim + 2 * HEADS))
 
 
 def test_untrained_loss_is_that_of_a_uniform_guess(model, tokens):
