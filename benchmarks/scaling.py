@@ -5,8 +5,9 @@ Command:  python benchmarks/scaling.py [--axes=S,D,V,L] [--max_S=4096 --max_D=51
 
 One size grows by factors of two (V by four), the others stay at S 256, D 128, V 1024, L 2, with one sequence a batch.
 Prints medians and quartiles and the exponent p of time ∝ size^p, fitted to the upper half of the sizes. The claim: time
-is linear in S, and V enters only through what must touch every row of the vocabulary once a step, the Gram matrix with
-its gradient and the optimizer; both are timed alone beside V, and what is left should not depend on it.
+is linear in S, and V enters only through what touches every row of the vocabulary once a step, whatever the number of
+tokens: the Gram matrix with its gradient, and the optimizer. So beside V stands what one more token costs, from the step
+of a sequence four times as long; it should not depend on V.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from absl import app, flags
-from contenders import optimizer_update, training_step
+from contenders import training_step
 from figures import save_curves
-from parts import parts_of, passes
 from shapes import Shape, configuration
 from timing import Timing, fitted_exponent, interleaved, machine, milliseconds, table, write_json
 
 BASE = Shape(128, 2, 1024, batch=1, length=256)
 FIELDS = {"S": "length", "D": "hidden_dim", "V": "vocab_size", "L": "num_layers"}
 SMALLEST = {"S": 256, "D": 64, "V": 256, "L": 1}
+LONGER = 4  # times the length, for what a token more costs
 FACTOR = {"S": 2, "D": 2, "V": 4, "L": 2}
 
 _AXES = flags.DEFINE_list("axes", list(FIELDS), "Which sizes grow.")
@@ -41,7 +42,7 @@ class Curve(NamedTuple):
     sizes: list[int]
     steps: list[Timing]
     exponent: float
-    by_vocabulary: list[float] | None  # seconds of Gram matrix, likelihood and optimizer alone, along V only
+    a_token_more: list[float] | None  # seconds that one more token costs, along V only
 
 
 def sizes_of(axis: str) -> list[int]:
@@ -51,30 +52,30 @@ def sizes_of(axis: str) -> list[int]:
     return sizes
 
 
-def vocabulary_seconds(shape: Shape) -> float:
-    """Of the parts that see every row of the vocabulary."""
-    config = configuration(shape)
-    readout = passes(parts_of(config)["likelihood and Gram matrix"])["training"]
-    times = interleaved({"readout": readout, "optimizer": optimizer_update(config)}, _SECONDS.value)
-    return times["readout"].median + times["optimizer"].median
+def step_times(shapes: list[Shape]) -> list[Timing]:
+    steps = {str(shape): training_step(configuration(shape)).call for shape in shapes}
+    return list(interleaved(steps, _SECONDS.value).values())
 
 
 def measure(axis: str) -> Curve:
     sizes = sizes_of(axis)
     shapes = [BASE._replace(**{FIELDS[axis]: size}) for size in sizes]
-    steps = {str(size): training_step(configuration(shape)).call for size, shape in zip(sizes, shapes, strict=True)}
-    times = list(interleaved(steps, _SECONDS.value).values())
+    times, a_token_more = step_times(shapes), None
+    if axis == "V":
+        longer = step_times([shape._replace(length=LONGER * shape.length) for shape in shapes])
+        tokens = (LONGER - 1) * BASE.tokens
+        a_token_more = [(b.median - a.median) / tokens for a, b in zip(times, longer, strict=True)]
     exponent = fitted_exponent(sizes, [t.median for t in times]) if len(sizes) > 1 else float("nan")
-    return Curve(sizes, times, exponent, [vocabulary_seconds(shape) for shape in shapes] if axis == "V" else None)
+    return Curve(sizes, times, exponent, a_token_more)
 
 
 def report(axis: str, curve: Curve) -> str:
     header = [axis, "step, ms"]
     rows: list[list[Any]] = [[size, milliseconds(t)] for size, t in zip(curve.sizes, curve.steps, strict=True)]
-    if curve.by_vocabulary:
-        header += ["Gram matrix, likelihood and optimizer, ms", "the rest, ms"]
-        for row, step, part in zip(rows, curve.steps, curve.by_vocabulary, strict=True):
-            row += [f"{1e3 * part:.1f}", f"{1e3 * (step.median - part):.1f}"]
+    if curve.a_token_more:
+        header.append("a token more, ms")
+        for row, seconds in zip(rows, curve.a_token_more, strict=True):
+            row.append(f"{1e3 * seconds:.4f}")
     return f"{table(header, rows)}\n\ntime ∝ {axis}^{curve.exponent:.2f}"
 
 
