@@ -6,8 +6,8 @@ Command:  python benchmarks/scaling.py [--axes=S,D,V,L] [--max_S=4096 --max_D=51
 One size grows by factors of two (V by four), the others stay at S 256, D 128, V 1024, L 2, with one sequence a batch.
 Prints medians and quartiles and the exponent p of time ∝ size^p, fitted to the upper half of the sizes. The claim: time
 is linear in S, and V enters only through what touches every row of the vocabulary once a step, whatever the number of
-tokens: the Gram matrix with its gradient, and the optimizer. So beside V stands what one more token costs, from the step
-of a sequence four times as long; it should not depend on V.
+tokens: the Gram matrix with its gradient, and the optimizer. So beside V stands what one more token costs, from the
+step of a sequence four times as long; it should not depend on V.
 """
 
 from __future__ import annotations

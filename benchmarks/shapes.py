@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,8 +81,3 @@ def shape_of(config: Config) -> Shape:
         model.mixer.num_groups,
         model.mixer.state_dim,
     )
-
-
-def with_model(config: Config, **fields: Any) -> Config:
-    """The configuration with fields of the model replaced."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))

@@ -21,6 +21,7 @@ same run. `python benchmarks/components.py` shows where the time goes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,8 +88,6 @@ def prepare(name: str, shape: str) -> tuple[Callable[[], Any] | None, float | No
     step = make_step(name, shape)
     if name != "torch_compile":
         return step, None
-    import time
-
     start = time.perf_counter()
     try:
         with time_limit(_COMPILE_LIMIT.value):
