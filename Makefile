@@ -1,9 +1,9 @@
-# `make train` and `make test` each start from nothing but Python >= 3.11, git and make.
+# `make train`, `make test` and `make bench` each start from nothing but Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow lint format clean
+.PHONY: train test test-slow bench lint format clean
 
 # One stamp a set of extras: the environment is rebuilt when its declaration changes.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/summary.py --folder=runs/bench
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -1,0 +1,88 @@
+"""The FLOP model against XLA's own count of the programs that the modules become."""
+
+from __future__ import annotations
+
+import flops
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from parts import Part, parts_of
+from shapes import REFERENCE, SHAPES, Shape, configuration, shape_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SHAPE = Shape(64, 1, 1024, batch=2, length=32, num_groups=4, state_dim=16)
+# XLA counts more where functions are elementwise, one FLOP each, and less where a product is complex, which it counts
+# like a real one (the rotation of small blocks).
+LEAST, MOST = 0.85, 1.25
+# Backwards plain differentiation computes both triangles of the Gram matrix' Hermitian cotangent.
+MOST_BACKWARD = 1.6
+MERGED = {"likelihood and Gram matrix": ("Gram matrix", "likelihood")}
+PRODUCTS = ["encoder", "spinor gate", "out projection", "SSM input", "SSM output", "likelihood and Gram matrix"]
+
+
+def counted_by_xla(function, *arguments) -> float:
+    # Before optimisation, which on some backends turns products into calls that are not counted.
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+def function_of(part: Part):
+    """(the part as a function of all that gets a gradient, those arrays)."""
+    graphdef, params, rest = nnx.split(part.module, nnx.Param, ...)
+    floating = [i for i, x in enumerate(part.inputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    def apply(params, *moving):
+        inputs = dict(enumerate(part.inputs)) | dict(zip(floating, moving, strict=True))
+        return part.apply(nnx.merge(graphdef, params, rest), *inputs.values())
+
+    return apply, (params, *(part.inputs[i] for i in floating))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_flops_of_a_component_are_those_that_xla_counts(name):
+    config = configuration(SHAPE)
+    apply, arguments = function_of(parts_of(config)[name])
+    costs = [flops.step_costs(config)[part] for part in MERGED.get(name, (name,))]
+
+    def training(*arguments):
+        outputs, pull_back = jax.vjp(apply, *arguments)
+        return pull_back(outputs)
+
+    assert LEAST < counted_by_xla(apply, *arguments) / sum(cost.forward for cost in costs) < MOST
+    assert LEAST < counted_by_xla(training, *arguments) / sum(cost.training for cost in costs) < MOST_BACKWARD
+
+
+def test_the_vocabulary_enters_the_default_step_through_the_gram_matrix_and_the_optimizer_only():
+    small, large = (flops.step_costs(configuration(SHAPE._replace(vocab_size=v))) for v in (512, 2048))
+    assert {n for n in small if small[n] != large[n]} == {"Gram matrix", "optimizer"}
+    assert large["Gram matrix"].training == 4 * small["Gram matrix"].training
+
+
+def test_the_reference_readout_grows_with_tokens_and_vocabulary():
+    def logits(shape: Shape) -> float:
+        return flops.step_costs(configuration(shape, REFERENCE))["vocabulary logits"].forward
+
+    assert logits(SHAPE) == 8 * SHAPE.tokens * SHAPE.hidden_dim * SHAPE.vocab_size
+    assert logits(SHAPE._replace(batch=4)) == 2 * logits(SHAPE)
+
+
+def test_flops_a_token_of_the_seed_recipe_without_its_gram_matrix_are_about_90_million():
+    costs = flops.step_costs(configuration(SHAPES["max_aggression"]))
+    per_token = sum(c.training for n, c in costs.items() if n not in ("Gram matrix", *flops.REPORTED_ONLY))
+    assert per_token / SHAPES["max_aggression"].tokens == pytest.approx(90e6, rel=0.05)
+
+
+@pytest.mark.parametrize("solver", ["cg", "chebyshev"])
+def test_iterative_solvers_need_products_with_h_and_no_factorisation(solver):
+    config = configuration(SHAPE, {"propagator.solver": solver})
+    costs = flops.propagator(config.model, SHAPE.tokens)
+    assert costs["U of H"].forward == 0
+    assert (
+        costs["Cayley step"].forward > flops.propagator(configuration(SHAPE).model, SHAPE.tokens)["Cayley step"].forward
+    )
+
+
+def test_every_shape_is_what_its_configuration_says():
+    for shape in SHAPES.values():
+        assert shape_of(configuration(shape)) == shape
