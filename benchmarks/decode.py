@@ -3,7 +3,7 @@
 Command:  python benchmarks/decode.py [--contexts=64,1024,4096,65536] [--batches=1,64] [--recomputed=64,256,1024]
           [--dim=128 --layers=4 --vocab=1024] [--tokens=64] [--seconds=2] [--json=FILE]
 
-Reads a context once (`Decoder.prefill`), then draws --tokens tokens in one compiled loop (`Decoder.step` and `sample`)
+Reads a context once (`Decoder.prefill`), then draws --tokens tokens in one compiled loop (`Decoder.draw`)
 from the state after it; in a batch every row carries that state. Beside it stands what the PyTorch original does, the
 whole prefix encoded again for each token, here by sem_jax's own compiled forward pass, for --recomputed as lengths.
 Prints the latency of a token, tokens a second, and the latency after the longest context over that after the shortest.
@@ -11,6 +11,7 @@ Prints the latency of a token, tokens a second, and the latency after the longes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from absl import app, flags
 from shapes import Shape, configuration
 from timing import Timing, bound, interleaved, machine, milliseconds, table, write_json
 
-from sem_jax.decoding import Decoder, SamplingOptions, sample
+from sem_jax.decoding import Decoder, SamplingOptions
 from sem_jax.modules.model import ModelParts, ModelState, init_model
 
 _CONTEXTS = flags.DEFINE_list("contexts", ["64", "1024", "4096", "65536"], "Tokens read before.")
@@ -47,17 +48,10 @@ def repeated(state: ModelState, batch: int) -> ModelState:
 def drawing(decoder: Decoder, parts: ModelParts, state: ModelState) -> Callable[[], Any]:
     """A contender: the compiled loop that draws tokens after a state."""
 
-    def loop(params, buffers, state, token, key):
-        def draw(carry, i):
-            token, state = carry
-            log_probs, state = decoder.step(params, buffers, state, token)
-            token = sample(jax.random.fold_in(key, i), log_probs, SamplingOptions(temperature=0.8))
-            return (token.astype(jnp.int32), state), token
-
-        return jax.lax.scan(draw, (token, state), jnp.arange(_TOKENS.value))[1]
-
     token = jnp.zeros(state.position.shape, jnp.int32)
-    return bound(loop, parts.params, parts.buffers, state, token, jax.random.key(0))
+    options = SamplingOptions(temperature=0.8)
+    loop = functools.partial(decoder.draw, max_tokens=_TOKENS.value)
+    return bound(loop, parts.params, parts.buffers, state, token, jax.random.key(0), options)
 
 
 def per_token(timing: Timing) -> Timing:

@@ -114,10 +114,14 @@ def readout(config: ModelConfig, tokens: int) -> dict[str, Cost]:
     if config.likelihood == "reference":
         amplitudes = product(COMPLEX_MULTIPLY_ADD * tokens * dim * vocab, wave + weights, FLOAT * tokens * vocab)
         return {"vocabulary logits": amplitudes}
-    gram = COMPLEX_MULTIPLY_ADD * vocab * dim * dim
-    form = COMPLEX_MULTIPLY_ADD * tokens * (dim * dim + dim)
-    # G is Hermitian, so its cotangent is one more product; so is that of ψ in the quadratic form.
-    return {"Gram matrix": Cost(gram, gram, weights), "likelihood": Cost(form, 2 * form, 2 * wave)}
+    # A Hermitian sum of outer products takes three of four real products: G, and backwards Σ z̄·conj(ψ)ψᵀ. The cotangent
+    # of W is one complex product more, and that of ψ reuses Gψ.
+    outer, complex_product = 3 * MULTIPLY_ADD * dim * dim, COMPLEX_MULTIPLY_ADD * dim * dim
+    rows = COMPLEX_MULTIPLY_ADD * tokens * dim
+    return {
+        "Gram matrix": Cost(vocab * outer, vocab * complex_product, weights),
+        "likelihood": Cost(tokens * complex_product + rows, tokens * outer + 2 * rows, 2 * wave),
+    }
 
 
 def optimizer(num_parameters: int) -> Cost:

@@ -15,9 +15,10 @@ from timing import bound
 from sem_jax.config import Config
 from sem_jax.core.cayley import dense_unitary
 from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm
+from sem_jax.core.selective import selective_recurrence
 from sem_jax.losses import born_loss
 from sem_jax.modules.encoder import Encoder
-from sem_jax.modules.mixer import Mixer, MixerState
+from sem_jax.modules.mixer import Mixer, MixerState, SelectiveSSM
 from sem_jax.modules.model import scan_layers, stack_layers
 from sem_jax.modules.propagator import Propagator
 from sem_jax.modules.readout import Readout
@@ -85,13 +86,15 @@ def _ssm(config: Config) -> Iterator[tuple[str, Part]]:
     ssm = Mixer(config.model, nnx.Rngs(params=1)).ssm
     h0 = _past(config).ssm
     h = complex_normal(jax.random.key(1), (config.data.seq_length, *h0.shape), 1.0)
-    a = 0.5 * h / jnp.maximum(jnp.abs(h), 1)
-    yield "SSM input", Part(lambda m, z, pos: m.recurrence(z, pos), ssm, (_wave(config), position), layers)
-    yield "SSM scan", Part(lambda m, *args: m.states(*args)[0], ssm, (a, h, h0, position), layers)
-    yield (
-        "SSM output",
-        Part(lambda m, h: complex_matmul(jnp.swapaxes(h, 0, 1), m.out_proj[...]), ssm, (h,), layers),
-    )
+    dt, omega, inputs = ssm.inputs(_wave(config))
+
+    def recurrence(module: SelectiveSSM, dt: Array, omega: Array, inputs: Array, h0: Array, starts: Array) -> Array:
+        decay = jax.nn.softplus(module.decay[...])
+        return selective_recurrence(dt, omega, decay, module.phase[...], inputs, h0, starts, config.model.mixer.scan)
+
+    yield "SSM input", Part(lambda m, z: m.inputs(z), ssm, (_wave(config),), layers)
+    yield "SSM scan", Part(recurrence, ssm, (dt, omega, inputs, h0, position.T == 0), layers)
+    yield "SSM output", Part(lambda m, h: complex_matmul(h, m.out_proj[...]), ssm, (h,), layers)
 
 
 def _layers(config: Config) -> Iterator[tuple[str, Part]]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sem_jax.modules.model import ModelParts, ModelState
+from sem_jax.core.cayley import PreparedStep
+from sem_jax.modules.model import SEM, ModelParts, ModelState
 
 # Prompts are read in chunks of this length in parallel, and the rest token by token, so that prompts of every length
 # share two compiled programs.
@@ -46,7 +47,7 @@ def sample(key: Array, log_probs: Array, options: SamplingOptions) -> Array:
 
 
 class Decoder:
-    """The compiled functions of one model structure: `step`, `prefill` and `generate`.
+    """The compiled functions of one model structure: `step`, `prefill`, `draw` and `generate`.
 
     Args:
       graphdef: of `ModelParts`.
@@ -61,7 +62,7 @@ class Decoder:
         self.step: Callable = jax.jit(self._step)
         self._read_chunk: Callable = jax.jit(self._forward_state)
         self._read_rest: Callable = jax.jit(self._read_tokens)
-        self._generate: Callable = jax.jit(self._loop, static_argnames="max_tokens")
+        self.draw: Callable = jax.jit(self._loop, static_argnames="max_tokens")
 
     def initial_state(self, params: Any, buffers: Any, batch_size: int) -> ModelState:
         """The state at the start of a document."""
@@ -72,16 +73,16 @@ class Decoder:
 
     def _step(self, params: Any, buffers: Any, state: ModelState, token: Array) -> tuple[Array, ModelState]:
         """(log P of the next token [B, V], state) after one token [B]."""
-        model = ModelParts(self._graphdef, params, buffers).merge()
-        psi, state, _ = model(token[:, None], state)
-        return model.readout.log_probs(psi[:, 0]), state
+        return _next(ModelParts(self._graphdef, params, buffers).merge(), state, token, None)
 
     def _read_tokens(self, params: Any, buffers: Any, state: ModelState, tokens: Array, count: Array) -> ModelState:
         """Reads the first `count` of tokens [B, PREFILL_CHUNK] one by one."""
 
+        model = ModelParts(self._graphdef, params, buffers).merge()
+        prepared = model.prepare()
+
         def read(i, state):
-            token = jax.lax.dynamic_index_in_dim(tokens, i, axis=1)
-            return self._forward_state(params, buffers, state, token)
+            return model(jax.lax.dynamic_index_in_dim(tokens, i, axis=1), state, prepared=prepared)[1]
 
         return jax.lax.fori_loop(0, count, read, state)
 
@@ -112,7 +113,7 @@ class Decoder:
         """
         state = self.prefill(params, buffers, prompt[:, :-1])
         last = jnp.asarray(prompt[:, -1])
-        tokens = np.asarray(self._generate(params, buffers, state, last, key, options, max_tokens=max_tokens))
+        tokens = np.asarray(self.draw(params, buffers, state, last, key, options, max_tokens=max_tokens))
         ends = [np.flatnonzero(row == self._eos_id) for row in tokens]
         return [row[: end[0]] if end.size else row for row, end in zip(tokens, ends, strict=True)]
 
@@ -129,6 +130,8 @@ class Decoder:
     ) -> Array:
         """Draws until every text has ended or max_tokens are drawn: [B, max_tokens], filled up with eos."""
         forbidden = False if self._forbidden is None else jnp.asarray(self._forbidden)
+        model = ModelParts(self._graphdef, params, buffers).merge()
+        prepared = model.prepare()  # once a text: U costs O(D³), a token O(D²)
 
         def unfinished(carry):
             i, _, _, done, _ = carry
@@ -136,7 +139,7 @@ class Decoder:
 
         def draw(carry):
             i, token, state, done, drawn = carry
-            log_probs, state = self._step(params, buffers, state, token)
+            log_probs, state = _next(model, state, token, prepared)
             allowed = jnp.where(forbidden, -jnp.inf, log_probs)
             token = sample(jax.random.fold_in(key, i), allowed, options).astype(token.dtype)
             token = jnp.where(done, self._eos_id, token)
@@ -145,3 +148,9 @@ class Decoder:
         drawn = jnp.full((token.shape[0], max_tokens), self._eos_id, token.dtype)
         start = (jnp.int32(0), token, state, jnp.zeros(token.shape, bool), drawn)
         return jax.lax.while_loop(unfinished, draw, start)[-1]
+
+
+def _next(model: SEM, state: ModelState, token: Array, prepared: PreparedStep | None) -> tuple[Array, ModelState]:
+    """(log P of the next token [B, V], state) after one token [B]."""
+    psi, state, _ = model(token[:, None], state, prepared=prepared)
+    return model.readout.log_probs(psi[:, 0]), state

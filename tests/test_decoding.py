@@ -143,7 +143,7 @@ def test_prompts_and_options_of_every_kind_share_one_compilation(parts):
     for length, options in ((1, GREEDY), (63, GREEDY), (65, SamplingOptions(0.7, 3, 0.9)), (131, GREEDY)):
         texts = counted.generate(parts.params, parts.buffers, TOKENS[:, :length], 12, jax.random.key(length), options)
         assert [len(text) for text in texts] == [12, 12]  # without an eos only the length ends a text
-    sizes = [f._cache_size() for f in (counted._read_chunk, counted._read_rest, counted._generate)]
+    sizes = [f._cache_size() for f in (counted._read_chunk, counted._read_rest, counted.draw)]
     assert sizes == [1, 1, 1]
 
 

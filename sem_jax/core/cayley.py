@@ -53,8 +53,40 @@ class SolverOptions(NamedTuple):
 DEFAULT_OPTIONS = SolverOptions()
 
 
+class PreparedStep(NamedTuple):
+    """What a step needs besides ψ; for many steps under one Hamiltonian it is computed once."""
+
+    hamiltonian: Hamiltonian
+    solution: Array | None  # U of the dense solver, the spectral bound of Chebyshev's
+
+
+def prepare_step(
+    hamiltonian: Hamiltonian, dim: int, h: float | Array, options: SolverOptions = DEFAULT_OPTIONS
+) -> PreparedStep:
+    """Builds the matrix that a solver needs and does the work that does not depend on ψ.
+
+    Args:
+      hamiltonian: edge list or matrix; "dense" builds the matrix from an edge list.
+      dim: D.
+      h: half the time step.
+      options: the solver and its limits, those of the step.
+
+    Raises:
+      ValueError: unknown solver.
+    """
+    if options.solver not in SOLVERS:
+        raise ValueError(f"solver {options.solver!r} is not one of {', '.join(SOLVERS)}")
+    if options.solver == "dense" and not isinstance(hamiltonian, DenseHamiltonian):
+        hamiltonian = to_dense(hamiltonian, dim)
+    # Constant under differentiation: the rule of `_unitary` accounts for all that depends on H and h.
+    fixed, fixed_h = jax.lax.stop_gradient((hamiltonian, jnp.asarray(h, hamiltonian[-1].dtype)))
+    if isinstance(fixed, DenseHamiltonian) and options.solver == "dense":
+        return PreparedStep(hamiltonian, dense_unitary(fixed.matrix, fixed_h))
+    return PreparedStep(hamiltonian, spectral_bound(fixed, dim) if options.solver == "chebyshev" else None)
+
+
 def cayley_step(
-    hamiltonian: Hamiltonian, psi: Array, h: float | Array, options: SolverOptions = DEFAULT_OPTIONS
+    hamiltonian: Hamiltonian | PreparedStep, psi: Array, h: float | Array, options: SolverOptions = DEFAULT_OPTIONS
 ) -> tuple[Array, SolveInfo]:
     """x = (I + ihH)⁻¹(I − ihH)ψ.
 
@@ -62,7 +94,7 @@ def cayley_step(
     (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) JAX refuses with a TypeError: nest `jax.grad` or `jax.jacrev` instead.
 
     Args:
-      hamiltonian: edge list or matrix; "dense" builds the matrix from an edge list.
+      hamiltonian: edge list or matrix, or what `prepare_step` made of one for the same h and options.
       psi: [..., D], complex; every leading index is a token of its own.
       h: half the time step.
       options: the solver and its limits. "cg": normal equations, O(iterations) products with H a token. "dense": U
@@ -77,17 +109,13 @@ def cayley_step(
     Raises:
       ValueError: unknown solver, or ψ is not complex.
     """
-    if options.solver not in SOLVERS:
-        raise ValueError(f"solver {options.solver!r} is not one of {', '.join(SOLVERS)}")
     if not jnp.iscomplexobj(psi):
         raise ValueError(f"ψ must be complex, got {psi.dtype}")
-    dim = psi.shape[-1]
-    if options.solver == "dense" and not isinstance(hamiltonian, DenseHamiltonian):
-        hamiltonian = to_dense(hamiltonian, dim)
     h = jnp.asarray(h, psi.real.dtype)
-    # Constant under differentiation: the rule of `_unitary` accounts for all that depends on H and h.
-    prepared = _prepare(options, *jax.lax.stop_gradient((hamiltonian, h)), dim)
-    x, iterations = _unitary(options, prepared, hamiltonian, psi, h)
+    if not isinstance(hamiltonian, PreparedStep):
+        hamiltonian = prepare_step(hamiltonian, psi.shape[-1], h, options)
+    hamiltonian, solution = hamiltonian
+    x, iterations = _unitary(options, solution, hamiltonian, psi, h)
     return x, SolveInfo(iterations, cayley_residual(*jax.lax.stop_gradient((hamiltonian, psi, x, h))))
 
 
@@ -96,14 +124,6 @@ def cayley_residual(hamiltonian: Hamiltonian, psi: Array, x: Array, h: float | A
     residual = x - psi + 1j * h * matvec(hamiltonian, x + psi)
     size = jnp.sum(abs_sq(psi), axis=-1)
     return jnp.sqrt(jnp.sum(abs_sq(residual), axis=-1) / jnp.where(size > 0, size, 1))
-
-
-def _prepare(options: SolverOptions, hamiltonian: Hamiltonian, h: Array, dim: int) -> Array | None:
-    """What a solver needs of H alone, computed once for both directions: U, or the spectral bound."""
-    if options.solver == "dense":
-        assert isinstance(hamiltonian, DenseHamiltonian)
-        return dense_unitary(hamiltonian.matrix, h)
-    return spectral_bound(hamiltonian, dim) if options.solver == "chebyshev" else None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import ModelConfig, Remat
+from sem_jax.core.cayley import PreparedStep
 from sem_jax.core.complex_ops import rms_norm
 from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.mixer import Mixer, MixerState
@@ -86,12 +87,19 @@ class SEM(nnx.Module):
             mixers=MixerState(jnp.zeros(taps, dtype), jnp.zeros(ssm, dtype)),
         )
 
+    def prepare(self) -> PreparedStep:
+        """What the propagators compute from their parameters alone, with a leading layer axis."""
+        return scan_layers(
+            self.propagators, None, None, lambda propagator, _, __: (None, propagator.prepare()), "none"
+        )[1]
+
     def __call__(
         self,
         tokens: Array,
         state: ModelState | None = None,
         resets: Array | None = None,
         token_freqs: Array | None = None,
+        prepared: PreparedStep | None = None,
     ) -> tuple[Array, ModelState, ForwardStats]:
         """The wave function that predicts the token after each position.
 
@@ -101,6 +109,7 @@ class SEM(nnx.Module):
           resets: [B, S] bool, True where a token starts a new document: convolution, SSM, encoder and position start
             afresh there. None: one document.
           token_freqs: [V], frequencies that sharpen the transport cost of rare tokens; None: not used.
+          prepared: from `prepare`, for many calls with the same parameters; None: computed in this call.
 
         Returns:
           (psi [B, S, D] complex, state after the last token, statistics).
@@ -112,7 +121,11 @@ class SEM(nnx.Module):
             self.mixers, psi, state.mixers, lambda mixer, x, past: mixer(x, past, position), self.config.remat
         )
         psi, propagators = scan_layers(
-            self.propagators, psi, None, lambda propagator, x, _: propagator(x), self.config.remat
+            self.propagators,
+            psi,
+            prepared,
+            lambda propagator, x, step: propagator(x, prepared=step),
+            self.config.remat,
         )
         psi = rms_norm(psi, self.final_gamma[...])
         state = ModelState(position[:, -1] + 1, encoder_state, mixers)

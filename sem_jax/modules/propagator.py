@@ -12,7 +12,7 @@ from jax import Array
 
 from sem_jax.config import ModelConfig
 from sem_jax.core import graph
-from sem_jax.core.cayley import SolverOptions, cayley_step
+from sem_jax.core.cayley import PreparedStep, SolverOptions, cayley_step, prepare_step
 from sem_jax.core.complex_ops import abs_sq, expi
 from sem_jax.modules.probe import Probe, unobserved
 
@@ -57,13 +57,24 @@ class Propagator(nnx.Module):
         intensity = power / (jnp.mean(power, axis=-1, keepdims=True) + 1e-8)
         return psi * expi(self.alpha[...] * intensity)
 
-    def __call__(self, psi: Array, probe: Probe = unobserved) -> tuple[Array, PropagatorStats]:
-        """[B, S, D] complex to (the same, statistics of this layer)."""
+    def solver_options(self) -> SolverOptions:
+        """How U is applied."""
         config = self.config
+        return SolverOptions(config.solver, config.cg_max_iter, config.cg_tol, config.chebyshev_degree)
+
+    def prepare(self) -> PreparedStep:
+        """H, and U where the solver uses it: all of the step that does not depend on ψ."""
+        return prepare_step(self.hamiltonian(), self.dim, self.config.cayley_dt / 2, self.solver_options())
+
+    def __call__(
+        self, psi: Array, probe: Probe = unobserved, prepared: PreparedStep | None = None
+    ) -> tuple[Array, PropagatorStats]:
+        """[B, S, D] complex to (the same, statistics of this layer); None for `prepared` prepares the step here."""
+        h = self.config.cayley_dt / 2
         psi = probe("kerr", self.kerr(psi))
-        options = SolverOptions(config.solver, config.cg_max_iter, config.cg_tol, config.chebyshev_degree)
-        hamiltonian, h = self.hamiltonian(), config.cayley_dt / 2
-        x, info = cayley_step(hamiltonian, psi, h, options)
+        prepared = self.prepare() if prepared is None else prepared
+        hamiltonian = prepared.hamiltonian
+        x, info = cayley_step(prepared, psi, h, self.solver_options())
         x = probe("cayley", x)
         before, after = jnp.sum(abs_sq(psi), axis=-1), jnp.sum(abs_sq(x), axis=-1)
         drift = jnp.abs(jnp.sqrt(after / jnp.where(before > 0, before, 1)) - (before > 0))

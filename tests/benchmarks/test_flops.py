@@ -16,8 +16,6 @@ SHAPE = Shape(64, 1, 1024, batch=2, length=32, num_groups=4, state_dim=16)
 # XLA counts more where functions are elementwise, one FLOP each, and less where a product is complex, which it counts
 # like a real one (the rotation of small blocks).
 LEAST, MOST = 0.85, 1.25
-# Backwards plain differentiation computes both triangles of the Gram matrix' Hermitian cotangent.
-MOST_BACKWARD = 1.6
 MERGED = {"likelihood and Gram matrix": ("Gram matrix", "likelihood")}
 PRODUCTS = ["encoder", "spinor gate", "out projection", "SSM input", "SSM output", "likelihood and Gram matrix"]
 
@@ -50,7 +48,7 @@ def test_flops_of_a_component_are_those_that_xla_counts(name):
         return pull_back(outputs)
 
     assert LEAST < counted_by_xla(apply, *arguments) / sum(cost.forward for cost in costs) < MOST
-    assert LEAST < counted_by_xla(training, *arguments) / sum(cost.training for cost in costs) < MOST_BACKWARD
+    assert LEAST < counted_by_xla(training, *arguments) / sum(cost.training for cost in costs) < MOST
 
 
 def test_the_vocabulary_enters_the_default_step_through_the_gram_matrix_and_the_optimizer_only():
