@@ -3,7 +3,7 @@
 Command:  python benchmarks/summary.py [--folder=runs/bench] [--only=train_step,decode]
 
 Each script prints its own table on the way and writes FOLDER/NAME.json; summary.json holds the rows of the last table.
-Ten minutes on 2 cores. Every figure is a ratio of two medians from one run, or a rate beside the machine's own.
+Every figure is a ratio of two medians from one run, or a rate beside the machine's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import app, flags
 from timing import table, write_json
 
 RUNS = {
-    "train_step": "--shapes=char,d128,d256 --contenders=default,elementwise,torch,gpt --seconds=3",
+    "train_step": "--shapes=char,d128 --contenders=elementwise,torch,gpt --seconds=2",
     "scaling": "--axes=S,V --max_S=4096 --max_V=16384 --seconds=0.5",
     "decode": "--contexts=64,4096 --batches=1 --recomputed=64,256 --seconds=1",
     "readout": "--vocabularies=16384 --tokens=1024 --seconds=1",
