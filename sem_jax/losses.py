@@ -90,12 +90,19 @@ def softened_divergence(
     def divergence(pair: tuple[Array, Array]) -> Array:
         student = _softened_log_probs(model, pair[0], temperature)
         target = jax.lax.stop_gradient(_softened_log_probs(teacher, pair[1], temperature))
-        return temperature**2 * jnp.sum(jnp.exp(target) * (target - student))
+        return temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
 
     if chunk is None:
         chunk = max(min(CHUNK_ENTRIES // model.config.vocab_size, -(-batch * length // 2)), 1)
-    waves = psi.reshape(-1, dim), teacher_psi.reshape(-1, dim)
-    return jax.lax.map(divergence, waves, batch_size=chunk).reshape(batch, length)
+    # Whole chunks, the last filled up with its last position. Batched by `lax.map` itself, the gradient of the readout
+    # would be formed for each position before it is summed.
+    missing = -batch * length % chunk
+
+    def in_chunks(waves: Array) -> Array:
+        return jnp.pad(waves.reshape(-1, dim), ((0, missing), (0, 0)), mode="edge").reshape(-1, chunk, dim)
+
+    found = jax.lax.map(divergence, (in_chunks(psi), in_chunks(teacher_psi)))
+    return found.reshape(-1)[: batch * length].reshape(batch, length)
 
 
 def _softened_log_probs(model: SEM, psi: Array, temperature: float) -> Array:

@@ -78,8 +78,9 @@ def prepare_step(
         raise ValueError(f"solver {options.solver!r} is not one of {', '.join(SOLVERS)}")
     if options.solver == "dense" and not isinstance(hamiltonian, DenseHamiltonian):
         hamiltonian = to_dense(hamiltonian, dim)
+    dtype = hamiltonian[-1].dtype  # of the weights or the matrix, the last field of either form
     # Constant under differentiation: the rule of `_unitary` accounts for all that depends on H and h.
-    fixed, fixed_h = jax.lax.stop_gradient((hamiltonian, jnp.asarray(h, hamiltonian[-1].dtype)))
+    fixed, fixed_h = jax.lax.stop_gradient((hamiltonian, jnp.asarray(h, dtype)))
     if isinstance(fixed, DenseHamiltonian) and options.solver == "dense":
         return PreparedStep(hamiltonian, dense_unitary(fixed.matrix, fixed_h))
     return PreparedStep(hamiltonian, spectral_bound(fixed, dim) if options.solver == "chebyshev" else None)
