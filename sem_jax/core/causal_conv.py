@@ -56,6 +56,7 @@ def _backward(residuals, y_bar: Array):
     # JAX's cotangent of a complex output is not conjugated: those of its parts. Padded once, every tap reads a slice.
     ends = ((0, 0), (width - 1, width - 1), (0, 0))
     padded = jax.lax.optimization_barrier((jnp.pad(y_bar.real, ends), jnp.pad(-y_bar.imag, ends)))
+    cotangents = [part[:, width - 1 : part.shape[1] - (width - 1)] for part in padded]
     padded_position = jnp.pad(position, ends[:2])
     x_bar = [jnp.zeros((), kernel.dtype)] * 2
     kernel_bar = []
@@ -66,14 +67,10 @@ def _backward(residuals, y_bar: Array):
         for column in (0, 1):
             x_bar[column] = x_bar[column] + kernel[tap, :, 0, column] * pulled[0]
             x_bar[column] = x_bar[column] + kernel[tap, :, 1, column] * pulled[1]
-        kernel_bar.append([[_sum_of_tokens(part * seen) for seen in window] for part in _inner(padded, width)])
-    bias_bar = jnp.stack([_sum_of_tokens(part) for part in _inner(padded, width)], axis=-1)
+        kernel_bar.append([[_sum_of_tokens(part * seen) for seen in window] for part in cotangents])
+    bias_bar = jnp.stack([_sum_of_tokens(part) for part in cotangents], axis=-1)
     extended_bar = jax.lax.complex(x_bar[0], -x_bar[1])
     return extended_bar, jnp.moveaxis(jnp.array(kernel_bar), -1, 1), bias_bar, None
-
-
-def _inner(padded: tuple[Array, Array], width: int) -> list[Array]:
-    return [part[:, width - 1 : part.shape[1] - (width - 1)] for part in padded]
 
 
 causal_conv.defvjp(_forward, _backward)
