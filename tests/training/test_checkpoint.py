@@ -414,7 +414,10 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path, full_disk, surfaces_i
         act[surfaces_in]()
     assert_same_bits(restore(tmp_path, small)[1], small)
     wait_until(lambda: [path.name for path in tmp_path.iterdir()] == ["1"])
-    assert not [record for record in caplog.records if record.exc_info]
+    # Only this folder's: the unread task of an earlier test is reported whenever it is collected.
+    assert not [
+        record for record in caplog.records if record.exc_info and str(tmp_path) in caplog.handler.format(record)
+    ]
     full_disk()  # has been emptied
     with Checkpointer(tmp_path, 1) if surfaces_in == "close" else checkpointer as again:
         again.save(4, large)
