@@ -6,6 +6,7 @@
 from optax.tree import norm as global_norm
 
 from sem_jax.optim.chain import LangevinAdamWState, guarded, langevin_adamw, make_optimizer, make_schedule
+from sem_jax.optim.clipping import clip_by_global_norm
 from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, leaf_names
@@ -22,6 +23,7 @@ __all__ = [
     "SpikeState",
     "add_weight_decay",
     "bias_corrected_second_moment",
+    "clip_by_global_norm",
     "conjugate_gradients",
     "decay_all",
     "finite_guard",

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from sem_jax.config import ConfigError, OptimizerConfig, parse_factors
+from sem_jax.optim.clipping import clip_by_global_norm
 from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import finite_guard
 from sem_jax.optim.groups import group_rates, scale_by_group
 from sem_jax.optim.langevin import langevin_noise
+from sem_jax.optim.parts import by_parts
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.weight_decay import add_weight_decay, decay_all, matrices_only
 
@@ -108,7 +110,7 @@ def langevin_adamw(
     decays = decay_all if config.decay_all else matrices_only
     direction = optax.named_chain(
         ("conjugate", conjugate_gradients()),
-        ("clip", optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()),
+        ("clip", clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()),
         ("adam", scale_by_complex_adam(config.b1, config.b2, config.eps)),
         ("decay", decay := add_weight_decay(config.weight_decay, decays, decay_factors)),
         ("groups", groups := scale_by_group(lr_factors)),
@@ -131,7 +133,7 @@ def langevin_adamw(
         del extra_args
         learning_rate = schedule(step) * lr_scale
         updates, direction_state = direction.update(grads, state.direction, params)
-        updates = jax.tree.map(lambda update: jnp.asarray(-learning_rate, update.dtype) * update, updates)
+        updates = jax.tree.map(lambda u: by_parts(lambda x: jnp.asarray(-learning_rate, x.dtype) * x, u), updates)
         updates, noise_state = noise.update(
             updates,
             state.noise,

@@ -61,6 +61,8 @@ def finite_guard(
     A spike, as `judge_spike` defines it, is skipped like a bad step, but changes neither the scale nor the count to its
     regrowth: it comes from the batch, not from the learning rate.
 
+    An inner state that was damaged before the step is found where the new one depends on it, as moving averages do.
+
     Everything stays on the device. A caller ends a hopeless run by reading `consecutive` and `reason`, late enough not
     to wait.
 
@@ -108,8 +110,21 @@ def finite_guard(
     ) -> tuple[optax.Updates, FiniteGuardState]:
         if params is None:
             raise ValueError("finite_guard judges the new parameters: call update with params")
-        proposal, moments = inner.update(updates, state.inner, params, lr_scale=state.lr_scale, **extra_args)
-        reason, leaf = _judge(loss, updates, params, proposal, state.inner, moments, max_norm)
+
+        def propose() -> tuple[optax.Updates, optax.OptState]:
+            return inner.update(updates, state.inner, params, lr_scale=state.lr_scale, **extra_args)
+
+        def find_cause() -> tuple[jax.Array, jax.Array]:
+            reason, leaf = _judge(loss, updates, params, propose(), state.inner, max_norm)
+            # Computed again, a number at the edge of overflow may be rounded to the other side of it.
+            return jnp.where(reason == 0, int(Reason.MOMENTS), reason), leaf
+
+        proposal, moments = propose()
+        end = (optax.apply_updates(params, proposal), moments)
+        # A sum or product with a number that is not finite is not finite either, so the end of the step is judged, and
+        # only a bad step pays for the question where it began: every judgement reads all the numbers there are.
+        well = _all_finite((loss, end)) & (_judge_gradients(updates, max_norm) == 0).all()
+        reason, leaf = jax.lax.cond(well, lambda: (jnp.int32(0), jnp.int32(-1)), find_cause)
         finite, spikes = reason == 0, state.spikes
         if spikes is not None:
             spike, after = judge_spike(spikes, jnp.mean(loss), optax.tree.norm(updates), spike_zscore, spike_patience)
@@ -146,10 +161,15 @@ def leaf_names(params: optax.Params, inner_state: optax.OptState) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 def _judge(
-    loss: Any, grads: Any, params: Any, proposal: Any, old_moments: Any, moments: Any, max_norm: float
+    loss: Any, grads: Any, params: Any, proposed: tuple[Any, Any], old_moments: Any, max_norm: float
 ) -> tuple[jax.Array, jax.Array]:
     """`Reason` of this step, 0 if all is well, and the first leaf that it holds for, -1 for none; int32 scalars."""
+    proposal, moments = proposed
     by_param = jax.tree.leaves(jax.tree.map(_judge_param, params, proposal))
     by_moment = jax.tree.leaves(jax.tree.map(_judge_moment, old_moments, moments))
     # As bytes up to here: from int32 leaves XLA inlines this reduction into the kernel of each leaf that the result

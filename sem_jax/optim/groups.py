@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sem_jax.optim.parts import by_parts
+
 
 def scale_by_group(factors: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the updates of each group of parameters by its factor.
@@ -29,7 +31,7 @@ def scale_by_group(factors: Mapping[str, float]) -> optax.GradientTransformation
     def scale(factor: float, update: jax.Array) -> jax.Array:
         if factor == 1:
             return update
-        return factor * update if factor else jnp.zeros_like(update)
+        return by_parts(lambda part: factor * part, update) if factor else jnp.zeros_like(update)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
         parameter_factors(factors, params)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sem_jax.optim.parts import by_parts
+
 
 def langevin_noise(
     temperature: float, noise_floor: float, noise_cap: float, seed: int
@@ -69,7 +71,8 @@ def langevin_noise(
                 return update
             std = jnp.sqrt(2 * temperature * rate / jnp.maximum(jnp.sqrt(v), noise_floor))
             std = jnp.where(v > 0, jnp.minimum(std, noise_cap * rate), 0)
-            return update + (std * _unit_normal(_leaf_key(seed, path, step), update)).astype(update.dtype)
+            xi = _unit_normal(_leaf_key(seed, path, step), update)
+            return by_parts(lambda u, x: u + (std * x).astype(u.dtype), update, xi)
 
         rates = jax.tree.broadcast(learning_rate, updates)
         return jax.tree.map_with_path(add_noise, updates, second_moment, rates), state

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sem_jax.optim.groups import parameter_factors
+from sem_jax.optim.parts import by_parts
 
 # Their leaves hold all layers, stacked on a leading axis.
 STACKED_GROUPS = frozenset({"mixers", "propagators"})
@@ -50,7 +51,7 @@ def add_weight_decay(
 
         def add(update: jax.Array, param: jax.Array, decay: bool, factor: float) -> jax.Array:
             strength = weight_decay * factor
-            return update + strength * param if decay and strength else update
+            return by_parts(lambda u, p: u + strength * p, update, param) if decay and strength else update
 
         return jax.tree.map(add, updates, params, decays(params), parameter_factors(factors, params)), state
 
