@@ -34,7 +34,7 @@ from absl import app, flags
 from stability_causes import CAUSES, FIXED
 from stability_runs import CHUNK, Study, summary
 
-from sem_jax.training.threads import single_threaded_lapack
+from sem_jax.training.host import single_threaded_lapack
 
 _STEPS = flags.DEFINE_integer("steps", 600, f"Training steps, a multiple of {CHUNK}.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each setting.")

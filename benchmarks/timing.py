@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sem_jax.training.threads import single_threaded_lapack
+from sem_jax.training.host import keep_freed_memory, single_threaded_lapack
 
 PROCESS_STATUS = Path("/proc/self/status")
 MIB = 2**20
@@ -140,7 +140,11 @@ def gemm_contenders(size: int = 2048, with_torch: bool = False) -> dict[str, Cal
 
 
 def machine(with_torch: bool = False, size: int = 2048) -> Machine:
-    """Measures the machine."""
+    """Measures the machine; to be called first, for it prepares the process as `sem_jax.train` does.
+
+    PyTorch in this process keeps the memory that it frees, too.
+    """
+    keep_freed_memory()
     negate = compiled(jax.jit(jnp.negative, donate_argnums=0), jnp.ones(2**25)).call  # 128 MiB
     words = [jnp.ones(2**25)]
 

@@ -15,9 +15,9 @@ from sem_jax.config import build, default, with_vocabulary
 from sem_jax.data import open_dataset
 from sem_jax.modules.model import count_parameters
 from sem_jax.training.evaluation import Evaluator
+from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step
-from sem_jax.training.threads import single_threaded_lapack
 
 _PATH = flags.DEFINE_string("path", None, "Text file.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")

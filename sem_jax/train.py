@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import build
 from sem_jax.report import write_report
+from sem_jax.training.host import keep_freed_memory
 from sem_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/quickstart.py.")
@@ -23,6 +24,7 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
+    keep_freed_memory()
     result = train(build(_CONFIG.value), _WORKDIR.value)
     if result.finished:
         print(write_report(_WORKDIR.value))

@@ -14,10 +14,10 @@ from sem_jax.language_model import LanguageModel
 from sem_jax.modules.model import ModelParts, count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
+from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.reporter import Reporter
 from sem_jax.training.state import batch_number, evaluated_params, init_state
 from sem_jax.training.step import TrainStep, make_train_step
-from sem_jax.training.threads import single_threaded_lapack
 from sem_jax.training.workdir import checkpoint_folder, prepare_workdir
 
 
