@@ -114,13 +114,13 @@ def readout(config: ModelConfig, tokens: int) -> dict[str, Cost]:
     if config.likelihood == "reference":
         amplitudes = product(COMPLEX_MULTIPLY_ADD * tokens * dim * vocab, wave + weights, FLOAT * tokens * vocab)
         return {"vocabulary logits": amplitudes}
-    # A Hermitian sum of outer products takes three of four real products: G, and backwards Σ z̄·conj(ψ)ψᵀ. The cotangent
-    # of W is one complex product more, and that of ψ reuses Gψ.
-    outer, complex_product = 3 * MULTIPLY_ADD * dim * dim, COMPLEX_MULTIPLY_ADD * dim * dim
+    # A Hermitian sum of outer products takes two of four real products: G, and backwards Σ z̄·conj(ψ)ψᵀ. The cotangent
+    # of W takes three, and that of ψ reuses Gψ.
+    square = MULTIPLY_ADD * dim * dim
     rows = COMPLEX_MULTIPLY_ADD * tokens * dim
     return {
-        "Gram matrix": Cost(vocab * outer, vocab * complex_product, weights),
-        "likelihood": Cost(tokens * complex_product + rows, tokens * outer + 2 * rows, 2 * wave),
+        "Gram matrix": Cost(2 * vocab * square, 3 * vocab * square, weights),
+        "likelihood": Cost(4 * tokens * square + rows, 2 * tokens * square + 2 * rows, 2 * wave),
     }
 
 

@@ -61,11 +61,23 @@ def _in_row_chunks(x: Array) -> Array:
 def _outer_sum(real: Array, imag: Array, share: Array | float = 1.0) -> Array:
     """Σ_n s_n·conj(x_n)·x_nᵀ of the rows x_n = real_n + i·imag_n and their share s [N, 1]: [D, D], Hermitian.
 
-    Its symmetry spares one of the four real products.
+    With R and I the arrays of the parts, the sum is RᵀsR + IᵀsI, symmetric, and i times RᵀsI − IᵀsR, antisymmetric.
+    Two real products give both at once: Rᵀs(R + I) + Iᵀs(I − R) is their sum, and its halves come apart by symmetry.
     """
-    cross = jnp.matmul(real.T, share * imag, precision=HIGHEST)
-    same = jnp.matmul(real.T, share * real, precision=HIGHEST) + jnp.matmul(imag.T, share * imag, precision=HIGHEST)
-    return jax.lax.complex(same, cross - cross.T)
+    both = jnp.matmul(real.T, share * (real + imag), precision=HIGHEST)
+    both += jnp.matmul(imag.T, share * (imag - real), precision=HIGHEST)
+    return jax.lax.complex((both + both.T) / 2, (both - both.T) / 2)
+
+
+def _three_products(real: Array, imag: Array, matrix: Array) -> Array:
+    """(real + i·imag)·matrix by three real products (Gauss): [N, D] of parts [N, D] and complex [D, D].
+
+    Each part of the result errs by rounding of both, where four products keep the smaller one apart.
+    """
+    shared = jnp.matmul(real + imag, matrix.real, precision=HIGHEST)
+    of_real = jnp.matmul(real, matrix.imag - matrix.real, precision=HIGHEST)
+    of_imag = jnp.matmul(imag, matrix.real + matrix.imag, precision=HIGHEST)
+    return jax.lax.complex(shared - of_imag, shared + of_real)
 
 
 def partition(psi: Array, gram: Gram) -> Array:
@@ -130,8 +142,7 @@ def _target_and_total_backward(residuals, cotangents):
 
     def of_rows(rows: tuple[Array, Array]) -> tuple[Array, Array]:
         part, part_bias = rows
-        # conj(W·conj(N)) = conj(W)·N
-        bar = 2 * jnp.exp(part_bias)[:, None] * jnp.conj(complex_matmul(part, outer, HIGHEST))
+        bar = 2 * jnp.exp(part_bias)[:, None] * _three_products(part.real, -part.imag, outer)
         return bar, jnp.sum(bar.real * part.real - bar.imag * part.imag, axis=-1) / 2
 
     weight_bar, bias_bar = jax.lax.map(of_rows, (_in_row_chunks(weight), _in_row_chunks(bias)))
