@@ -8,23 +8,22 @@ from sem_jax.optim.parts import by_parts
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` (Pascanu et al., 2012, arXiv:1211.5063) for complex leaves: no complex division.
+    """Clipping (Pascanu et al., 2012, arXiv:1211.5063) by one factor, min(1, max_norm / norm), for all updates.
+
+    `optax.clip_by_global_norm` divides every entry by the norm. XLA computes a division only once, and so stores the
+    clipped gradients before Adam reads them; a product it repeats wherever Adam needs it.
 
     Args:
       max_norm: largest 2-norm of the updates, with |z|² for a complex entry.
 
     Returns:
-      A stateless transformation. On a real tree it gives the bits of optax.
+      A stateless transformation.
     """
 
     def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         del params
         norm = optax.tree.norm(updates)
-
-        def clip_leaf(update: jax.Array) -> jax.Array:
-            scaled = by_parts(lambda part: part / norm.astype(part.dtype) * max_norm, update)
-            return jnp.where(norm < max_norm, update, scaled)
-
-        return jax.tree.map(clip_leaf, updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda u: by_parts(lambda part: part * factor.astype(part.dtype), u), updates)
 
     return optax.stateless(clip)

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from sem_jax.optim import clip_by_global_norm
 from sem_jax.optim.parts import join, split
@@ -16,19 +15,12 @@ def tree(seed, *dtypes):
             for i, (d, (re, im)) in enumerate(zip(dtypes, draws, strict=True))}  # fmt: skip
 
 
-@pytest.mark.parametrize("max_norm", [0.1, 1.0, 1e9])
-def test_real_trees_give_the_bits_of_optax(max_norm):
-    updates = tree(0, np.float32, np.float32)
-    ours, theirs = (jax.jit(make(max_norm).update) for make in (clip_by_global_norm, optax.clip_by_global_norm))
-    chex.assert_trees_all_equal(ours(updates, optax.EmptyState())[0], theirs(updates, optax.EmptyState())[0])
-
-
 def test_a_complex_tree_keeps_its_direction_and_gets_the_norm():
     updates = tree(1, np.complex64, np.float32, np.complex64)
     norm = np.sqrt(sum(np.sum(np.abs(np.asarray(u, complex)) ** 2) for u in updates.values()))
     assert norm > 3
     clipped, _ = jax.jit(clip_by_global_norm(3.0).update)(updates, optax.EmptyState())
-    # A sum of 60 squares, a root, a quotient and a product: 5 roundings on the way to each entry, and a few of the sum.
+    # A root, a quotient and a product, and a sum of 60 positive squares in some order: a few roundings.
     expected = jax.tree.map(lambda u: np.asarray(u, complex) * (3.0 / norm), updates)
     chex.assert_trees_all_close(jax.tree.map(lambda u: np.asarray(u, complex), clipped), expected, rtol=10 * 2**-24)
     unclipped, _ = clip_by_global_norm(1.01 * float(norm)).update(updates, optax.EmptyState())
