@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,10 +44,27 @@ def unrolled(dt, omega, decay, phase, inputs, h0, starts):
     return jnp.stack(states)
 
 
-def gradients(function, arguments, weights):
-    """Of a real sum in which every entry counts by a number of its own."""
-    loss = lambda *arguments: jnp.sum((weights * function(*arguments)).real)  # noqa: E731
-    return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(len(arguments)))))(*map(jnp.asarray, arguments))
+@functools.cache
+def compiled(function):
+    """Value and gradients of a real sum in which every entry counts by a weight of its own; compiled once."""
+
+    def loss(arguments, weights, fixed):
+        return jnp.sum((weights * function(*arguments, *fixed)).real)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def gradients(function, arguments, weights, *fixed):
+    return compiled(function)(tuple(map(jnp.asarray, arguments)), weights, fixed)
+
+
+@functools.cache
+def recurrence(method):
+    return lambda *arguments: selective_recurrence(*arguments, method)
+
+
+def broadcast_product(scale, x):
+    return scale[..., None] * x
 
 
 def assert_close(actual, expected):
@@ -59,8 +78,8 @@ def assert_close(actual, expected):
 def test_the_selective_recurrence_and_its_gradient_are_those_of_its_steps(method, seed):
     arguments, starts = recurrence_problem(seed)
     weights = complex_normal(np.random.default_rng(seed + 1), LENGTH, BATCH, GROUPS, STATES)
-    ours = gradients(lambda *x: selective_recurrence(*x, starts, method), arguments, weights)
-    assert_close(ours, gradients(lambda *x: unrolled(*x, starts), arguments, weights))
+    expected = gradients(unrolled, arguments, weights, starts)
+    assert_close(gradients(recurrence(method), arguments, weights, starts), expected)
 
 
 @given(seed=SEEDS)
@@ -68,7 +87,7 @@ def test_a_scale_by_group_multiplies_every_state_of_it(seed):
     rng = np.random.default_rng(seed)
     arguments = rng.normal(size=(LENGTH, BATCH, GROUPS)), complex_normal(rng, LENGTH, BATCH, GROUPS, STATES)
     weights = complex_normal(rng, LENGTH, BATCH, GROUPS, STATES)
-    expected = gradients(lambda scale, x: scale[..., None] * x, arguments, weights)
+    expected = gradients(broadcast_product, arguments, weights)
     assert_close(gradients(scaled_by_group, arguments, weights), expected)
 
 
@@ -94,5 +113,5 @@ def test_the_convolution_and_its_gradient_are_those_of_its_taps(seed):
     arguments = extended, rng.normal(size=(WIDTH, DIM, 2, 2)), rng.normal(size=(DIM, 2))
     position = rng.integers(0, 6, size=(BATCH, LENGTH))  # any: each output is masked by its own
     weights = complex_normal(rng, BATCH, LENGTH, DIM)
-    ours = gradients(lambda *x: causal_conv(*x, position), arguments, weights)
-    assert_close(ours, gradients(lambda *x: taps_one_by_one(*x, position), arguments, weights))
+    expected = gradients(taps_one_by_one, arguments, weights, position)
+    assert_close(gradients(causal_conv, arguments, weights, position), expected)
