@@ -3,7 +3,8 @@
 Command:  python benchmarks/train_step.py [--shapes=char,d128,d256] [--contenders=default,reference,torch,gpt]
           [--calls=torch:1,torch_reference:1] [--compile_limit=120] [--seconds=5] [--json=FILE]
 
-Contenders take turns in one process, each with the whole step of one random batch: loss, gradient, clipping, optimizer.
+Contenders take turns, each with the whole step of one random batch: loss, gradient, clipping, optimizer. Those of
+PyTorch run in processes of their own, since the memory settings of `sem_jax.train` would speed them up, too.
 
   default, elementwise, layers   sem_jax's default configuration with what `remat` names recomputed: none for "default"
   cg                             the default with the solver "cg" of configs/max_aggression.py
@@ -29,7 +30,18 @@ from absl import app, flags
 from contenders import training_step
 from flops import needed
 from shapes import REFERENCE, SHAPES, configuration, shape_of
-from timing import MIB, Machine, Timing, interleaved, machine, milliseconds, peak_memory, table, write_json
+from timing import (
+    MIB,
+    Machine,
+    Timing,
+    in_own_process,
+    interleaved,
+    machine,
+    milliseconds,
+    peak_memory,
+    table,
+    write_json,
+)
 from torch_contenders import gpt_of, gpt_step, reference_step, time_limit
 
 from sem_jax.config import Config
@@ -85,9 +97,9 @@ def prepare(name: str, shape: str) -> tuple[Callable[[], Any] | None, float | No
     """(the step, seconds of compilation); without a step if torch.compile did not succeed in time."""
     if name in OURS:
         return training_step(config_of(name, shape))
-    step = make_step(name, shape)
     if name != "torch_compile":
-        return step, None
+        return in_own_process(make_step, name, shape), None
+    step = make_step(name, shape)
     start = time.perf_counter()
     try:
         with time_limit(_COMPILE_LIMIT.value):

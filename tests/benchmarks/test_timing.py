@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -67,3 +69,32 @@ def allocate(megabytes: int):
 
 def test_peak_memory_of_another_process_is_that_of_its_call():
     assert 0.8 < timing.peak_memory(allocate, 200) / (200 * timing.MIB) < 1.3
+
+
+def diary(path: str):
+    """Writes down where it is made, and where it runs; the third call fails."""
+
+    def write(event: str):
+        with open(path, "a") as file:
+            file.write(f"{event} {os.getpid()}\n")
+
+    def run():
+        write("run")
+        if Path(path).read_text().count("run") == 3:
+            raise ValueError("the third call")
+
+    write("made")
+    return run
+
+
+def test_a_contender_in_its_own_process_is_made_once_and_its_errors_arrive(tmp_path):
+    path = tmp_path / "diary"
+    run = timing.in_own_process(diary, str(path))
+    run()
+    run()
+    with pytest.raises(ValueError, match="the third call"):
+        run()
+    events, processes = zip(*(line.split() for line in path.read_text().splitlines()), strict=True)
+    assert events == ("made", "run", "run", "run")
+    assert len(set(processes)) == 1
+    assert int(processes[0]) != os.getpid()
