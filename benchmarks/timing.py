@@ -27,6 +27,8 @@ from sem_jax.training.host import keep_freed_memory, single_threaded_lapack
 
 PROCESS_STATUS = Path("/proc/self/status")
 MIB = 2**20
+GEMM_SIZE = 2048
+XLA_GEMM, TORCH_GEMM = "GEMM, XLA", "GEMM, torch"
 
 
 class Timing(NamedTuple):
@@ -127,19 +129,24 @@ class Machine(NamedTuple):
         )
 
 
-def gemm_contenders(size: int = 2048, with_torch: bool = False) -> dict[str, Callable[[], Any]]:
+def gemm_contenders(size: int = GEMM_SIZE, with_torch: bool = False) -> dict[str, Callable[[], Any]]:
     """One large float32 matrix product of size³·2 FLOPs, by XLA and, if asked, by PyTorch."""
     x = jax.random.normal(jax.random.key(0), (size, size))
-    contenders: dict[str, Callable[[], Any]] = {"GEMM, XLA": bound(jnp.matmul, x, x)}
+    contenders: dict[str, Callable[[], Any]] = {XLA_GEMM: bound(jnp.matmul, x, x)}
     if with_torch:
         import torch
 
         y = torch.randn(size, size)
-        contenders["GEMM, torch"] = lambda: torch.mm(y, y)
+        contenders[TORCH_GEMM] = lambda: torch.mm(y, y)
     return contenders
 
 
-def machine(with_torch: bool = False, size: int = 2048) -> Machine:
+def gemm_rate(times: Mapping[str, Timing], size: int = GEMM_SIZE) -> float:
+    """FLOP/s of the fastest of the matrix products among contenders."""
+    return 2.0 * size**3 / min(times[name].median for name in (XLA_GEMM, TORCH_GEMM) if name in times)
+
+
+def machine(with_torch: bool = False, size: int = GEMM_SIZE) -> Machine:
     """Measures the machine; to be called first, for it prepares the process as `sem_jax.train` does."""
     keep_freed_memory()
     negate = compiled(jax.jit(jnp.negative, donate_argnums=0), jnp.ones(2**25)).call  # 128 MiB
@@ -152,11 +159,11 @@ def machine(with_torch: bool = False, size: int = 2048) -> Machine:
 
     contenders = gemm_contenders(size, with_torch) | {"copy": copy}
     times = interleaved(contenders, seconds=1.0)
-    flops, by_torch = 2.0 * size**3, times.get("GEMM, torch")
+    flops, by_torch = 2.0 * size**3, times.get(TORCH_GEMM)
     return Machine(
         device=device_name(),
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        jax_gemm=flops / times["GEMM, XLA"].median,
+        jax_gemm=flops / times[XLA_GEMM].median,
         torch_gemm=flops / by_torch.median if by_torch else None,
         copy_rate=2 * words[0].nbytes / times["copy"].median,
     )

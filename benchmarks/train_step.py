@@ -32,8 +32,9 @@ from flops import needed
 from shapes import REFERENCE, SHAPES, configuration, shape_of
 from timing import (
     MIB,
-    Machine,
     Timing,
+    gemm_contenders,
+    gemm_rate,
     in_own_process,
     interleaved,
     machine,
@@ -110,18 +111,17 @@ def prepare(name: str, shape: str) -> tuple[Callable[[], Any] | None, float | No
     return step, time.perf_counter() - start
 
 
-def measure(shape: str, host: Machine) -> dict[str, Result]:
+def measure(shape: str) -> dict[str, Result]:
     prepared = {name: prepare(name, shape) for name in _CONTENDERS.value}
     steps = {name: step for name, (step, _) in prepared.items() if step}
     limits = {name: int(calls) for name, _, calls in (entry.partition(":") for entry in _CALLS.value)}
-    times = interleaved(steps, _SECONDS.value, limits=limits)
+    # The machine's own rate beside the steps: it changes by a tenth from minute to minute.
+    times = interleaved(steps | gemm_contenders(with_torch=True), _SECONDS.value, limits=limits)
     memory = {name: peak_memory(make_step, name, shape) for name in steps if _MEMORY.value}
-    return {name: result(name, shape, host, times, memory, prepared[name][1]) for name in prepared}
+    return {name: result(name, shape, times, memory, prepared[name][1]) for name in prepared}
 
 
-def result(
-    name: str, shape: str, host: Machine, times: dict[str, Timing], memory: dict[str, float], seconds: float | None
-) -> Result:
+def result(name: str, shape: str, times: dict[str, Timing], memory: dict[str, float], seconds: float | None) -> Result:
     config, base = config_of(name, shape), BASELINE.get(name, "torch")
     time, used = times.get(name), memory.get(name)
     parameters = count_parameters(abstract_model(config.model).params)
@@ -131,7 +131,7 @@ def result(
         timing=time,
         tokens_per_second=shape_of(config).tokens / time.median if time else None,
         speedup=times[base].median / time.median if time and base in times else None,
-        share_of_gemm=needed(config) / time.median / host.gemm if time and name in OURS else None,
+        share_of_gemm=needed(config) / time.median / gemm_rate(times) if time and name in OURS else None,
         memory=used,
         memory_share=used / memory[base] if used and base in memory else None,
         compile_seconds=seconds,
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
     print(host.describe(), flush=True)
     saved: dict[str, Any] = {"machine": host}
     for shape in _SHAPES.value:
-        saved[shape] = measure(shape, host)
+        saved[shape] = measure(shape)
         print(f"\n{shape}: {SHAPES[shape]}\n\n{report(saved[shape])}", flush=True)
     if _JSON.value:
         write_json(_JSON.value, saved)
