@@ -1,6 +1,7 @@
 """The process on its host: threads that do not get in each other's way, and memory that stays mapped."""
 
 import ctypes
+import sys
 from contextlib import AbstractContextManager
 
 import jax
@@ -28,7 +29,7 @@ def keep_freed_memory() -> None:
     0.73 s that way and 0.58 s without. The memory stays in the heap of the main thread, so that JAX has to run its
     programs in the thread that calls them. Accelerators are not affected, nor systems without glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)  # all from the heap
         mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks
