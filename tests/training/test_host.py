@@ -15,9 +15,9 @@ PROGRAM = """
     for _ in range(3):
         call(x).block_until_ready()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
+    for _ in range(20):
         call(x).block_until_ready()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
@@ -32,4 +32,5 @@ def page_faults(prepare):
 def test_freed_memory_is_kept_for_the_next_call():
     pages = 2**26 / resource.getpagesize()
     assert page_faults("") > 0.5 * pages
-    assert page_faults("keep_freed_memory()") < 0.05 * pages
+    # The heap may still grow by a block in a few of the calls.
+    assert page_faults("keep_freed_memory()") < 0.25 * pages
