@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from parts import Part, passes
+from parts import Part, passes, time_passes
 from shapes import Shape, configuration
-from timing import Timing, interleaved, machine, milliseconds, table, write_json
+from timing import Timing, machine, milliseconds, table, write_json
 
 from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.complex_ops import complex_normal
@@ -56,14 +56,10 @@ def measure(dim: int, dt: float, tokens: int) -> list[Point]:
             x, info = cayley_step(module.hamiltonian(), psi, dt / 2, options)
             return x, jnp.max(info.residual)
 
-        both = passes(Part(step, Propagator(model, seed=0), (psi,)))
-        contenders |= {(solver, kind): run for kind, run in both.items()}
-        residuals[solver] = float(both["forward"]()[1])
-    times = interleaved({" ".join(key): run for key, run in contenders.items()}, _SECONDS.value)
-    return [
-        Point(dim, dt, tokens, solver, times[f"{solver} forward"], times[f"{solver} training"], residuals[solver])
-        for solver in _SOLVERS.value
-    ]
+        contenders[solver] = passes(Part(step, Propagator(model, seed=0), (psi,)))
+        residuals[solver] = float(contenders[solver]["forward"]()[1])
+    times = time_passes(contenders, _SECONDS.value)
+    return [Point(dim, dt, tokens, solver, *both, residuals[solver]) for solver, both in times.items()]
 
 
 def main(argv: list[str]) -> None:

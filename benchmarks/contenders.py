@@ -7,17 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from shapes import random_batch
 from timing import Compiled, bound, compiled
 
 from sem_jax.config import Config
 from sem_jax.data import Batch
-from sem_jax.losses import batch_loss
 from sem_jax.modules.model import init_model
 from sem_jax.optim import make_optimizer
 from sem_jax.training.state import init_state, start_state
-from sem_jax.training.step import make_train_step
+from sem_jax.training.step import make_train_step, model_loss
 
 
 def training_step(config: Config) -> Compiled:
@@ -40,11 +38,7 @@ def model_passes(config: Config) -> dict[str, Callable[[], Any]]:
     batch = Batch(*map(jnp.asarray, random_batch(config)))
 
     def loss(params, buffers, batch):
-        model = nnx.merge(parts.graphdef, params, buffers)
-        tokens, resets, weights = batch
-        sums, stats, _ = batch_loss(
-            model, tokens[:, :-1], tokens[:, 1:], resets[:, :-1], weights, config.optimizer.unitary_lambda
-        )
+        sums, stats = model_loss(parts.graphdef, config, params, buffers, batch)
         return sums.loss, stats
 
     arguments = parts.params, parts.buffers, batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from shapes import random_batch
-from timing import bound
+from timing import Timing, bound, interleaved
 
 from sem_jax.config import Config
 from sem_jax.core.cayley import dense_unitary
@@ -31,6 +31,13 @@ class Part(NamedTuple):
     module: Any
     inputs: tuple[Any, ...]  # those of floating point get a gradient
     repeats: int = 1  # how many of it a step has, one for each layer
+
+
+class Passes(NamedTuple):
+    """Times of one contender."""
+
+    forward: Timing
+    training: Timing  # forward and backward
 
 
 def parts_of(config: Config) -> dict[str, Part]:
@@ -138,8 +145,8 @@ def _readout(config: Config) -> Iterator[tuple[str, Part]]:
     )
 
 
-def passes(part: Part) -> dict[str, Callable[[], Any]]:
-    """`both_passes` of a part; parameters and inputs of floating point get a gradient."""
+def as_function(part: Part) -> tuple[Callable[[Any, Any], Any], Any, Any]:
+    """(function(moving, fixed), moving, fixed) of a part: parameters and inputs of floating point get a gradient."""
     graphdef, params, rest = nnx.split(part.module, nnx.Param, ...)
     moving = [x if _is_floating(x) else None for x in part.inputs]
     fixed = [None if _is_floating(x) else x for x in part.inputs]
@@ -148,7 +155,12 @@ def passes(part: Part) -> dict[str, Callable[[], Any]]:
         inputs = [y if x is None else x for x, y in zip(moving[1], fixed[1], strict=True)]
         return part.apply(nnx.merge(graphdef, moving[0], fixed[0]), *inputs)
 
-    return both_passes(apply, (params, moving), (rest, fixed))
+    return apply, (params, moving), (rest, fixed)
+
+
+def passes(part: Part) -> dict[str, Callable[[], Any]]:
+    """`both_passes` of a part."""
+    return both_passes(*as_function(part))
 
 
 def both_passes(function: Callable[..., Any], moving: Any, fixed: Any = ()) -> dict[str, Callable[[], Any]]:
@@ -161,6 +173,13 @@ def both_passes(function: Callable[..., Any], moving: Any, fixed: Any = ()) -> d
     outputs = jax.eval_shape(function, moving, fixed)
     cotangents = jax.tree.map(lambda y: jnp.full(y.shape, 0.7, y.dtype), outputs)
     return {"forward": bound(function, moving, fixed), "training": bound(training, moving, fixed, cotangents)}
+
+
+def time_passes(contenders: Mapping[str, Mapping[str, Callable[[], Any]]], seconds: float) -> dict[str, Passes]:
+    """Times the `both_passes` of several contenders, all in turns."""
+    runs = {f"{name} {kind}": run for name, both in contenders.items() for kind, run in both.items()}
+    times = interleaved(runs, seconds)
+    return {name: Passes(times[f"{name} forward"], times[f"{name} training"]) for name in contenders}
 
 
 def _is_floating(tree: Any) -> bool:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from parts import both_passes
-from timing import Timing, interleaved, machine, milliseconds, table, write_json
+from parts import both_passes, time_passes
+from timing import Timing, machine, milliseconds, table, write_json
 
 from sem_jax.core.complex_ops import complex_normal
 from sem_jax.core.scan import METHODS, default_method, linear_recurrence
@@ -44,10 +44,9 @@ def measure(length: int, state: int) -> list[Point]:
     contenders = {}
     for method in _METHODS.value:
         recurrence = lambda moving, _, method=method: linear_recurrence(*moving, method)[0]  # noqa: E731
-        both = both_passes(recurrence, (a, b, jnp.zeros_like(b[0])))
-        contenders |= {f"{method} {kind}": run for kind, run in both.items()}
-    times = interleaved(contenders, _SECONDS.value)
-    return [Point(length, state, m, times[f"{m} forward"], times[f"{m} training"]) for m in _METHODS.value]
+        contenders[method] = both_passes(recurrence, (a, b, jnp.zeros_like(b[0])))
+    times = time_passes(contenders, _SECONDS.value)
+    return [Point(length, state, method, *passes) for method, passes in times.items()]
 
 
 def main(argv: list[str]) -> None:

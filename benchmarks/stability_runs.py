@@ -20,9 +20,9 @@ from stability_causes import FIXED, Cause, Program, bf16, build_model, make_opti
 from sem_jax.config import Config, build, default, with_vocabulary
 from sem_jax.core.graph import combine_scales, to_dense
 from sem_jax.data import Batch, Dataset, open_dataset
-from sem_jax.losses import batch_loss
 from sem_jax.modules.model import split_model
 from sem_jax.optim import make_schedule
+from sem_jax.training.step import model_loss
 
 Params = dict[str, Any]
 CHUNK = 50  # steps in one call of the compiled function
@@ -107,11 +107,8 @@ def make_loss(program: Program, config: Config, buffers: Params) -> Callable:
     graphdef = structure(program, config)
 
     def loss(params: Params, batch: Batch):
-        model = nnx.merge(graphdef, jax.tree.map(bf16, params) if program.bf16 else params, buffers)
-        tokens, resets, weights = batch
-        sums, stats, _ = batch_loss(
-            model, tokens[:, :-1], tokens[:, 1:], resets[:, :-1], weights, config.optimizer.unitary_lambda
-        )
+        params = jax.tree.map(bf16, params) if program.bf16 else params
+        sums, stats = model_loss(graphdef, config, params, buffers, batch)
         return sums.loss / sums.weight, (sums.nll / sums.weight, stats.propagators)
 
     return loss

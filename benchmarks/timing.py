@@ -141,9 +141,9 @@ def gemm_contenders(size: int = GEMM_SIZE, with_torch: bool = False) -> dict[str
     return contenders
 
 
-def gemm_rate(times: Mapping[str, Timing], size: int = GEMM_SIZE) -> float:
-    """FLOP/s of the fastest of the matrix products among contenders."""
-    return 2.0 * size**3 / min(times[name].median for name in (XLA_GEMM, TORCH_GEMM) if name in times)
+def gemm_rates(times: Mapping[str, Timing], size: int = GEMM_SIZE) -> dict[str, float]:
+    """FLOP/s of the matrix products among contenders, by their names."""
+    return {name: 2.0 * size**3 / times[name].median for name in (XLA_GEMM, TORCH_GEMM) if name in times}
 
 
 def machine(with_torch: bool = False, size: int = GEMM_SIZE) -> Machine:
@@ -159,12 +159,12 @@ def machine(with_torch: bool = False, size: int = GEMM_SIZE) -> Machine:
 
     contenders = gemm_contenders(size, with_torch) | {"copy": copy}
     times = interleaved(contenders, seconds=1.0)
-    flops, by_torch = 2.0 * size**3, times.get(TORCH_GEMM)
+    rates = gemm_rates(times, size)
     return Machine(
         device=device_name(),
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        jax_gemm=flops / times[XLA_GEMM].median,
-        torch_gemm=flops / by_torch.median if by_torch else None,
+        jax_gemm=rates[XLA_GEMM],
+        torch_gemm=rates.get(TORCH_GEMM),
         copy_rate=2 * words[0].nbytes / times["copy"].median,
     )
 

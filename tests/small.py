@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from sem_jax import language_model
-from sem_jax.config import Config, build, override
+from sem_jax.config import Config, OptimizerConfig, build, override
 from sem_jax.training import evaluation, loop, state, step
 
 SENTENCES = (
@@ -135,3 +138,25 @@ def quick_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:  # another compiler does not know them
         return {}
     return options
+
+
+def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Standard normal in both parts, in double precision."""
+    return rng.normal(size=shape) + 1j * rng.normal(size=shape)
+
+
+def output_on_two_devices(program: str) -> str:
+    """What a program prints in a process that sees two CPU devices; its error is the assertion's message."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def adamw_step(p: Any, g: Any, m: Any, v: Any, t: int, rate: float, decay: float, config: OptimizerConfig) -> Any:
+    """(parameter, moments) after the t-th step, from 1, of one leaf in float64; SPEC section 2, Optimizer."""
+    g = np.conj(g)
+    m = config.b1 * m + (1 - config.b1) * g
+    v = config.b2 * v + (1 - config.b2) * np.abs(g) ** 2
+    p = p * (1 - rate * decay)
+    return p - rate / (1 - config.b1**t) * m / (np.sqrt(v / (1 - config.b2**t)) + config.eps), m, v

@@ -133,7 +133,7 @@ def langevin_adamw(
         del extra_args
         learning_rate = schedule(step) * lr_scale
         updates, direction_state = direction.update(grads, state.direction, params)
-        updates = jax.tree.map(lambda u: by_parts(lambda x: jnp.asarray(-learning_rate, x.dtype) * x, u), updates)
+        updates = by_parts(lambda update: jnp.asarray(-learning_rate, update.dtype) * update, updates)
         updates, noise_state = noise.update(
             updates,
             state.noise,

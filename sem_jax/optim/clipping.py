@@ -1,6 +1,5 @@
 """Clipping by the global norm."""
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -24,6 +23,6 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         del params
         norm = optax.tree.norm(updates)
         factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
-        return jax.tree.map(lambda u: by_parts(lambda part: part * factor.astype(part.dtype), u), updates)
+        return by_parts(lambda update: update * factor.astype(update.dtype), updates)
 
     return optax.stateless(clip)

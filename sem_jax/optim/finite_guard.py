@@ -115,7 +115,8 @@ def finite_guard(
             return inner.update(updates, state.inner, params, lr_scale=state.lr_scale, **extra_args)
 
         def find_cause() -> tuple[jax.Array, jax.Array]:
-            reason, leaf = _judge(loss, updates, params, propose(), state.inner, max_norm)
+            proposal, moments = propose()
+            reason, leaf = _judge(loss, updates, params, proposal, state.inner, moments, max_norm)
             # Computed again, a number at the edge of overflow may be rounded to the other side of it.
             return jnp.where(reason == 0, int(Reason.MOMENTS), reason), leaf
 
@@ -166,10 +167,9 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _judge(
-    loss: Any, grads: Any, params: Any, proposed: tuple[Any, Any], old_moments: Any, max_norm: float
+    loss: Any, grads: Any, params: Any, proposal: Any, old_moments: Any, moments: Any, max_norm: float
 ) -> tuple[jax.Array, jax.Array]:
     """`Reason` of this step, 0 if all is well, and the first leaf that it holds for, -1 for none; int32 scalars."""
-    proposal, moments = proposed
     by_param = jax.tree.leaves(jax.tree.map(_judge_param, params, proposal))
     by_moment = jax.tree.leaves(jax.tree.map(_judge_moment, old_moments, moments))
     # As bytes up to here: from int32 leaves XLA inlines this reduction into the kernel of each leaf that the result

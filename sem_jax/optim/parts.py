@@ -28,11 +28,9 @@ def join(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.complex(*x) if _is_pair(x) else x, tree, is_leaf=_is_pair)
 
 
-def by_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """A real elementwise function, applied to the real and to the imaginary parts of arrays of one dtype."""
-    if not jnp.iscomplexobj(arrays[0]):
-        return function(*arrays)
-    return jax.lax.complex(function(*(x.real for x in arrays)), function(*(x.imag for x in arrays)))
+def by_parts(function: Callable[..., jax.Array], *trees: Any) -> Any:
+    """`jax.tree.map` of a real elementwise function, which gets the parts of complex leaves one after the other."""
+    return join(jax.tree.map(function, *map(split, trees)))
 
 
 def _is_pair(x: Any) -> bool:

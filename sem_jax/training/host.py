@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
     On a CPU XLA allocates the temporary memory of each call anew. glibc maps such large blocks and unmaps them, and the
     kernel clears every page when it is touched: 108,000 page faults in a step of D 256, L 8, V 32768, which takes
-    0.73 s that way and 0.58 s without. The memory stays in the heap of the main thread, so that JAX has to run its
+    0.73 s that way and 0.59 s without. The memory stays in the heap of the main thread, so that JAX has to run its
     programs in the thread that calls them. Accelerators are not affected, nor systems without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -43,9 +43,10 @@ class EvalMetrics(NamedTuple):
     propagators: PropagatorStats  # each [L]
 
 
-def _loss_of(
+def model_loss(
     graphdef: Any, config: Config, params: Params, buffers: Params, batch: Batch, teacher: Params | None = None
 ) -> tuple[LossSums, ForwardStats]:
+    """Sums of the loss over a batch, and what the forward pass reports; `teacher` are the parameters of one."""
     model = ModelParts(graphdef, params, buffers).merge()
     tokens, resets, weights = map(jnp.asarray, batch)
     sums, stats, _ = batch_loss(
@@ -130,7 +131,7 @@ def _accumulate(
     teacher = state.ema if config.training.distill_weight else None
 
     def micro_loss(params: Params, micro: Batch):
-        sums, stats = _loss_of(graphdef, config, params, state.buffers, micro, teacher)
+        sums, stats = model_loss(graphdef, config, params, state.buffers, micro, teacher)
         return _objective(config, sums, total_weight)[0], (sums, stats)
 
     gradient = jax.grad(micro_loss, has_aux=True)
@@ -190,7 +191,7 @@ def make_eval_step(graphdef: Any, config: Config) -> Callable[[Params, Params, B
     """The compiled function (params, buffers, batch) -> metrics."""
 
     def step(params: Params, buffers: Params, batch: Batch) -> EvalMetrics:
-        sums, stats = _loss_of(graphdef, config, params, buffers, batch)
+        sums, stats = model_loss(graphdef, config, params, buffers, batch)
         return EvalMetrics(sums, stats.propagators)
 
     return jax.jit(step)

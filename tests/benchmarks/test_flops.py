@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import flops
 import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
-from parts import Part, parts_of
+from parts import as_function, parts_of
 from shapes import REFERENCE, SHAPES, Shape, configuration, shape_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,26 +23,14 @@ def counted_by_xla(function, *arguments) -> float:
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
 
-def function_of(part: Part):
-    """(the part as a function of all that gets a gradient, those arrays)."""
-    graphdef, params, rest = nnx.split(part.module, nnx.Param, ...)
-    floating = [i for i, x in enumerate(part.inputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
-
-    def apply(params, *moving):
-        inputs = dict(enumerate(part.inputs)) | dict(zip(floating, moving, strict=True))
-        return part.apply(nnx.merge(graphdef, params, rest), *inputs.values())
-
-    return apply, (params, *(part.inputs[i] for i in floating))
-
-
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_flops_of_a_component_are_those_that_xla_counts(name):
     config = configuration(SHAPE)
-    apply, arguments = function_of(parts_of(config)[name])
+    apply, *arguments = as_function(parts_of(config)[name])
     costs = [flops.step_costs(config)[part] for part in MERGED.get(name, (name,))]
 
-    def training(*arguments):
-        outputs, pull_back = jax.vjp(apply, *arguments)
+    def training(moving, fixed):
+        outputs, pull_back = jax.vjp(lambda x: apply(x, fixed), moving)
         return pull_back(outputs)
 
     assert LEAST < counted_by_xla(apply, *arguments) / sum(cost.forward for cost in costs) < MOST

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import complex_normal
 
 from sem_jax.core.causal_conv import causal_conv
 from sem_jax.core.scan import METHODS
@@ -18,10 +19,6 @@ pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 SEEDS = st.integers(0, 2**31 - 1)
 LENGTH, BATCH, GROUPS, STATES = 7, 2, 3, 4
 WIDTH, DIM = 4, 5
-
-
-def complex_normal(rng, *shape):
-    return rng.normal(size=shape) + 1j * rng.normal(size=shape)
 
 
 def recurrence_problem(seed):

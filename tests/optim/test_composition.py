@@ -1,13 +1,10 @@
 """The whole chain, noise and groups included, over a batch of runs and over arrays that are spread over devices."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from small import output_on_two_devices
 
 from sem_jax.config import OptimizerConfig
 from sem_jax.optim import make_optimizer
@@ -110,6 +107,4 @@ print("the same numbers")
 
 
 def test_arrays_on_two_devices_give_the_numbers_of_one():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.stdout.strip() == "the same numbers", done.stderr[-2000:]
+    assert output_on_two_devices(PROGRAM) == "the same numbers"

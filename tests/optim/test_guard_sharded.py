@@ -1,8 +1,6 @@
 """One decision for all devices, whichever of them holds the bad value."""
 
-import os
-import subprocess
-import sys
+from small import output_on_two_devices
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -59,6 +57,4 @@ print("decided alike")
 
 
 def test_a_bad_value_on_one_device_is_refused_by_all():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.stdout.strip() == "decided alike", done.stderr[-2000:]
+    assert output_on_two_devices(PROGRAM) == "decided alike"
