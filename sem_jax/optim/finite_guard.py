@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sem_jax.core.complex_ops import abs_sq
 from sem_jax.optim.spikes import SpikeState, init_spikes, judge_spike
 
 
 class Reason(enum.IntEnum):
-    """The cause of a bad step. Where there are several, the largest number: it is the nearest to their root."""
+    """What is not finite, or so large that its square is not, in a bad step.
+
+    Where there are several causes, the largest number: it is the nearest to their root.
+    """
 
     SPIKE = 1  # all is finite, but loss or gradient norm are far above those of the last steps
     MOMENTS = 2  # the state of the guarded transformation after the step
     PARAMETERS = 3  # after the step
     UPDATE = 4
-    GRADIENT = 5  # an entry, or a global norm that overflows or exceeds `max_norm`
+    GRADIENT = 5  # or a global norm that overflows or exceeds `max_norm`
     LOSS = 6
     STATE = 7  # the parameters or the inner state before the step: no skip can mend them
 
@@ -46,13 +50,15 @@ def finite_guard(
     spike_window: int = 100,
     spike_patience: int = 5,
 ) -> optax.GradientTransformationExtraArgs:
-    """Skips a step unless loss, gradients, update, new parameters and new inner state are all finite.
+    """Skips a step unless loss, gradients, update, new parameters and new inner state are all finite, squares included.
 
     In a bad step the update is exactly zero and the inner state is unchanged to the bit, so that parameters and moments
     follow the trajectory that never saw it; the learning-rate scale is multiplied by `backoff`. After every
-    `regrow_steps` good steps in a row it doubles, up to 1. A gradient is bad, too, when its squares or their sum
-    overflow although each entry is finite: clipping by that norm would silently return zero, and the second moment
-    would stay infinite.
+    `regrow_steps` good steps in a row it doubles, up to 1.
+
+    A number whose square overflows (1.8e19 in float32) counts as not finite, wherever it is: neither amplitudes nor
+    norms nor second moments exist for it, so that it would spoil the next step or, as a moment, freeze its parameter. A
+    gradient is bad, too, when only the sum of the squares overflows: clipping by that norm would silently return zero.
 
     The scale reaches the inner transformation as the extra argument `lr_scale`, and only that makes it act: an inner
     transformation without this argument is protected but not slowed. Counters of the inner state do not advance in a
@@ -124,7 +130,7 @@ def finite_guard(
         end = (optax.apply_updates(params, proposal), moments)
         # A sum or product with a number that is not finite is not finite either, so the end of the step is judged, and
         # only a bad step pays for the question where it began: every judgement reads all the numbers there are.
-        well = _all_finite((loss, end)) & (_judge_gradients(updates, max_norm) == 0).all()
+        well = _all_sound((loss, end)) & (_judge_gradients(updates, max_norm) == 0).all()
         reason, leaf = jax.lax.cond(well, lambda: (jnp.int32(0), jnp.int32(-1)), find_cause)
         finite, spikes = reason == 0, state.spikes
         if spikes is not None:
@@ -162,8 +168,14 @@ def leaf_names(params: optax.Params, inner_state: optax.OptState) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+def _is_sound(array: jax.typing.ArrayLike) -> jax.Array:
+    """Whether the squares are finite, of each entry; for half precision in float32."""
+    array = jnp.asarray(array)
+    return jnp.isfinite(abs_sq(array.astype(jnp.promote_types(array.dtype, jnp.float32))))
+
+
+def _all_sound(tree: Any) -> jax.Array:
+    return jnp.stack([_is_sound(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _judge(
@@ -205,7 +217,7 @@ def _judge_gradients(grads: Any, max_norm: float) -> jax.Array:
 
 
 def _reasons(reason: Reason, array: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.where(jnp.isfinite(array), jnp.uint8(0), jnp.uint8(reason))
+    return jnp.where(_is_sound(array), jnp.uint8(0), jnp.uint8(reason))
 
 
 def _worst(*reasons: jax.Array) -> jax.Array:

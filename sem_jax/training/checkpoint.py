@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ class Checkpointer:
         return max(self._steps(), default=None)
 
     def newest_finite(self) -> int | None:
-        """The newest step whose checkpoint is intact and holds finite numbers only; None if there is none.
+        """The newest step whose checkpoint is intact and holds what `finite_guard` lets pass; None if there is none.
 
         Raises as `wait` does. It reads whole checkpoints, so it is for the end of a run that went wrong.
         """
@@ -139,7 +140,8 @@ class Checkpointer:
             arrays = self._read_arrays(step, self._read_record(step)).values()
         except _Damaged:
             return False
-        return all(np.isfinite(array).all() for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact))
+        floats = (array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact))
+        return all((np.abs(array) <= math.sqrt(jnp.finfo(array.dtype).max)).all() for array in floats)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.

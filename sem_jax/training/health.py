@@ -113,14 +113,13 @@ def convergence_warnings(stats: PropagatorStats, config: PropagatorConfig) -> li
     return warnings
 
 
-_CAUSES = {
-    Reason.SPIKE: "loss or gradient norm far above the last steps'",
-    Reason.STATE: "value of the state before the step not finite",
-    Reason.LOSS: "loss not finite",
-    Reason.GRADIENT: "gradient not finite or too large",
-    Reason.UPDATE: "update not finite",
-    Reason.PARAMETERS: "new parameter not finite",
-    Reason.MOMENTS: "new moment not finite",
+_PLACES = {
+    Reason.STATE: "value of the state before the step",
+    Reason.LOSS: "loss",
+    Reason.GRADIENT: "gradient",
+    Reason.UPDATE: "update",
+    Reason.PARAMETERS: "new parameter",
+    Reason.MOMENTS: "new moment",
 }
 
 
@@ -132,7 +131,9 @@ def describe_skip(reason: int, leaf: int, names: Sequence[str]) -> str:
       leaf: of the same step, -1 where no leaf is to blame.
       names: of the leaves, as `sem_jax.optim.leaf_names` gives them.
     """
-    cause = _CAUSES[Reason(reason)]
+    if reason == Reason.SPIKE:
+        return "loss or gradient norm far above the last steps'"
+    cause = f"{_PLACES[Reason(reason)]} not finite or too large"
     return cause if leaf < 0 else f"{cause} in {names[leaf]}"
 
 

@@ -20,7 +20,7 @@ CONFIG = config(
     training__ema_decay=0.75,
     training__distill_weight=0.25,
 )
-BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "overflow": 1e30}  # of the last, the square overflows
 NEVER = Fault(int(Place.LOSS), 0, 0.0, 0)
 
 
@@ -75,14 +75,14 @@ def test_a_fault_of_another_step_changes_nothing(step, warm):
 
 
 @pytest.mark.parametrize("place", [Place.BATCH, Place.LOSS], ids=lambda place: place.name.lower())
-@pytest.mark.parametrize("value", [*BAD.values(), 3e38], ids=[*BAD, "overflow"])
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_a_bad_batch_or_loss_is_skipped_and_no_leaf_is_blamed(step, warm, place, value):
-    if place == Place.LOSS and value == 3e38:
-        value *= 10
+    if place == Place.BATCH and value == BAD["overflow"]:
+        value = 3e38  # a mean is divided by the weights, so that only their product with a loss can overflow
     assert_skipped(*strike(step, warm, place, value), warm, Reason.LOSS)
 
 
-@pytest.mark.parametrize("value", [*BAD.values(), 1e30], ids=[*BAD, "overflow"])
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_a_bad_gradient_is_skipped_and_its_leaf_is_named(step, warm, names, value):
     for leaf in range(len(jax.tree.leaves(warm.params))):
         assert_skipped(*strike(step, warm, Place.GRADIENT, value, leaf), warm, Reason.GRADIENT, leaf)

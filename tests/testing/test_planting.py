@@ -79,7 +79,7 @@ def test_a_skipped_step_is_named_written_and_survived(config, tmp_path, capsys):
 
 def test_a_bad_loss_has_no_leaf(config, tmp_path, capsys):
     run(config, tmp_path, (Place.BATCH, 2))
-    assert "step 2: skipped, loss not finite; " in capsys.readouterr().out
+    assert "step 2: skipped, loss not finite or too large; " in capsys.readouterr().out
     (line,) = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["split"] == "skip"]
     assert (line["reason"], "leaf" in line) == ("loss", False)
     assert math.isnan(line["loss"])
@@ -108,7 +108,9 @@ def test_bad_steps_without_end_name_step_cause_leaf_and_checkpoint(config, tmp_p
 
 
 def test_before_the_first_checkpoint_the_error_says_that_there_is_none(config, tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"step 3: 3 bad.*loss not finite\. No checkpoint has been saved yet"):
+    with pytest.raises(
+        TrainingDiverged, match=r"step 3: 3 bad.*loss not finite or too large\. No checkpoint has been saved yet"
+    ):
         run(config, tmp_path, *[(Place.LOSS, step) for step in (1, 2, 3)])
 
 
@@ -124,14 +126,19 @@ def test_before_the_first_checkpoint_the_error_says_that_there_is_none(config, t
 def test_a_damaged_state_ends_the_run_at_once_and_names_the_leaf(config, tmp_path, place, name):
     with pytest.raises(TrainingDiverged) as error:
         run(config, tmp_path, (place, 6))
-    assert str(error.value).startswith(f"step 6: value of the state before the step not finite in {name}. ")
+    assert str(error.value).startswith(
+        f"step 6: value of the state before the step not finite or too large in {name}. "
+    )
     assert f"{checkpoint_folder(tmp_path).absolute() / '4'}: start the run again" in str(error.value)
 
 
-def test_a_checkpoint_of_a_damaged_state_is_not_called_good(config, tmp_path):
+@pytest.mark.parametrize("factor", [np.nan, 1e30])
+def test_a_checkpoint_of_a_damaged_state_is_not_called_good(config, tmp_path, factor):
     run(config, tmp_path, (Place.LOSS, STEPS + 1))
     state = state_at(tmp_path, 8)
-    damaged = state._replace(params=jax.tree.map(lambda leaf: np.asarray(leaf) * np.nan, copied(state.params)))
+    damaged = state._replace(
+        params=jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(factor), copied(state.params))
+    )
     with Checkpointer(checkpoint_folder(tmp_path), 3) as checkpointer:
         checkpointer.save(STEPS, damaged)
         assert checkpointer.newest_finite() == 8

@@ -76,7 +76,7 @@ def test_nan_is_a_warning_not_silence():
 def test_a_skip_is_told_by_its_cause_and_its_leaf():
     names = ["readout/bias", "readout/weight"]
     assert describe_skip(int(Reason.GRADIENT), 1, names) == "gradient not finite or too large in readout/weight"
-    assert describe_skip(int(Reason.LOSS), -1, names) == "loss not finite"
+    assert describe_skip(int(Reason.LOSS), -1, names) == "loss not finite or too large"
     assert len({describe_skip(int(reason), 0, names) for reason in Reason}) == len(Reason)
 
 
