@@ -5,16 +5,20 @@ Command:  python benchmarks/stability.py [--plot=docs/stability.svg] [--json=FIL
 
 Trains a small model on the bytes of the Python standard library (batches of 4 windows of 32) under the fixed recipe:
 lr 1.2e-3 after a warm-up over the first tenth, T = 1e-5 with floor and cap, CG on I + h²H² with 8 iterations, implicit
-gradient, float32, clipping at 1, weight decay 0.1; and under that recipe with one setting changed. No guard: bad
-updates are applied. All causes share initial parameters and batches, a seed for each run.
+gradient, float32, clipping at 1, weight decay 0.1; and under that recipe with one setting changed. Bad updates are
+applied, but where recovery is named. All causes share initial parameters and batches, a seed for each run.
 
   CG on I + ihH       plain CG on the matrix that is not Hermitian, forward and in the implicit gradient
+  warm start          each solve begins at the answer to the previous batch, at the same token of the same layer
   one-step gradient   exact solve x0, detached; the gradient goes through x0 + (b − A·x0) alone
   unfloored noise     sqrt(2Tη)/(sqrt(denom) + 1e-8), denom = sqrt(v̂) + 1e-8, on every real component
   bf16                parameters, and the result of each part (and their cotangents), rounded to bfloat16 as mixed
                       precision would; master weights, solve, likelihood and optimizer float32
   old settings        CG on I + ihH with 3 iterations, one-step gradient, unfloored noise at T = 1e-4
   new settings        the report's remedy: the same with 8 iterations and T = 1e-5
+  recovery            a step with a loss, gradient or new parameter that is not finite is skipped, as the report advised
+
+The original had the old settings with the warm start.
 
 Prints a markdown table, the most harmful setting first: by the share of runs that become non-finite, then by the step
 where they do, then by the loss of the last 100 steps. --load=FILE prints and draws the results that --json=FILE saved.
@@ -32,7 +36,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 from stability_causes import CAUSES, FIXED
-from stability_runs import CHUNK, Study, summary
+from stability_runs import CHUNK, POINT, Study, summary
 
 from sem_jax.training.host import single_threaded_lapack
 
@@ -61,11 +65,17 @@ PANELS = {
         "bf16": ("#009E73", "-."),
         "lr 6e-4": ("#0072B2", ":"),
     },
-    "all together": {
+    "all together, cold start": {
         "old settings": ("#D55E00", "-"),
         "old settings, lr 6e-4": ("#E69F00", "--"),
         "the report's new settings": ("#0072B2", "-."),
         "the report's new settings, lr 6e-4": ("#009E73", ":"),
+    },
+    "warm start": {
+        "old settings, warm start": ("#D55E00", "-"),
+        "the report's new settings, warm start": ("#0072B2", "-."),
+        "CG on I + ihH, 3 iterations, warm start": ("#E69F00", "--"),
+        "warm start": ("#009E73", ":"),
     },
 }
 ROWS = {"nll": "nats a byte", "h_lambda": "hλ, worst layer", "residual": "worst residual of the solve"}
@@ -114,6 +124,7 @@ def row(name: str, runs: list[dict[str, Any]], fixed: float) -> list[str]:
     return [
         name,
         steps("first_bad_step"),
+        spread([run["bad_steps"] for run in runs], "d"),
         steps("divergence_step"),
         spread(finals, ".3f"),
         f"{mean_final(runs) - fixed:+.3f}",
@@ -129,6 +140,7 @@ def row(name: str, runs: list[dict[str, Any]], fixed: float) -> list[str]:
 HEADINGS = (
     "setting",
     "first non-finite step",
+    "non-finite steps",
     "diverged from step",
     "nats a byte, last 100 steps",
     "against fixed",
@@ -167,7 +179,8 @@ def pyplot():
 def curves(runs: list[dict[str, Any]], key: str) -> tuple[np.ndarray, ...]:
     """(steps, least, median and largest of the seeds); a stretch ends where one seed is no longer finite."""
     values = np.array([[math.nan if v is None else v for v in run[key]] for run in runs])
-    steps = CHUNK * (np.arange(values.shape[1]) + (0 if key == "h_lambda" else 0.5))
+    count = np.arange(values.shape[1])
+    steps = CHUNK * count if key == "h_lambda" else POINT * (count + 0.5)
     return steps, values.min(axis=0), np.median(values, axis=0), values.max(axis=0)
 
 

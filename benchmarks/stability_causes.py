@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ import optax
 from flax import nnx
 from jax import Array
 
-from sem_jax.config import Config
+from sem_jax.config import Config, ModelConfig
+from sem_jax.core.cayley import SolverOptions, cayley_residual, cayley_step, cg_on_cayley
 from sem_jax.core.graph import Hamiltonian, matvec
 from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.mixer import Mixer, MixerState
@@ -31,6 +32,8 @@ class Program:
     gradient: str = "implicit"  # of the Cayley step: "implicit" or "one step"
     noise: str = "floored"  # "floored" (sem_jax's) or "unfloored" (the original's)
     bf16: bool = False
+    warm_start: bool = False  # the solve begins at the answer to the previous batch
+    recovery: bool = False  # a step that is not finite leaves parameters and moments as they were
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ _OLD = Program("cg_on_cayley", 3, "one step", "unfloored")
 _NEW = dataclasses.replace(_OLD, iterations=8)
 _UNFLOORED = Program(noise="unfloored")
 
+
+def _warm(program: Program) -> Program:
+    return dataclasses.replace(program, warm_start=True)
+
+
 FIXED = Cause("fixed recipe")
 CAUSES = (
     FIXED,
@@ -54,6 +62,10 @@ CAUSES = (
     Cause("CG on I + ihH, 3 iterations", Program("cg_on_cayley", 3)),
     Cause("CG on I + ihH, 8 iterations", Program("cg_on_cayley", 8)),
     Cause("CG on I + ihH, 20 iterations", Program("cg_on_cayley", 20)),
+    Cause("CG on I + ihH, 3 iterations, warm start", _warm(Program("cg_on_cayley", 3))),
+    Cause("CG on I + ihH, 8 iterations, warm start", _warm(Program("cg_on_cayley", 8))),
+    Cause("CG on I + ihH, 20 iterations, warm start", _warm(Program("cg_on_cayley", 20))),
+    Cause("warm start", _warm(Program())),
     Cause("one-step gradient", Program("dense", gradient="one step")),
     Cause("unfloored noise, T = 1e-4", _UNFLOORED, temperature=1e-4),
     Cause("unfloored noise, T = 1e-5", _UNFLOORED),
@@ -62,6 +74,11 @@ CAUSES = (
     Cause("old settings, lr 6e-4", _OLD, 6e-4, 1e-4),
     Cause("the report's new settings", _NEW),
     Cause("the report's new settings, lr 6e-4", _NEW, 6e-4),
+    Cause("old settings, warm start", _warm(_OLD), temperature=1e-4),
+    Cause("old settings, warm start, lr 6e-4", _warm(_OLD), 6e-4, 1e-4),
+    Cause("the report's new settings, warm start", _warm(_NEW)),
+    Cause("the report's new settings, warm start, lr 6e-4", _warm(_NEW), 6e-4),
+    Cause("the report's new settings, warm start, recovery", dataclasses.replace(_warm(_NEW), recovery=True)),
 )
 
 
@@ -81,9 +98,53 @@ def one_step_gradient(hamiltonian: Hamiltonian, psi: Array, x0: Array, h: float)
 class OneStepPropagator(Propagator):
     """Its statistics are those of the solve, x0."""
 
-    def __call__(self, psi: Array, *args: Any) -> tuple[Array, PropagatorStats]:
-        x0, stats = super().__call__(psi, *args)
+    def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, PropagatorStats]:
+        x0, stats = super().__call__(psi)
         return one_step_gradient(self.hamiltonian(), self.kerr(psi), x0, self.config.cayley_dt / 2), stats
+
+
+# --- the warm start ---
+
+
+class WarmStats(NamedTuple):
+    """Of the answer from the warm start, as in `PropagatorStats`; and that answer, where the next batch begins."""
+
+    residual: Array
+    norm_drift: Array
+    answer: Array  # [B, S, D]
+
+
+def warm_solve(hamiltonian: Hamiltonian, psi: Array, previous: Array, h: float, options: SolverOptions) -> Array:
+    """The solver's answer x for ψ when its first guess is `previous`."""
+    if options.solver == "cg_on_cayley":
+        return cg_on_cayley(hamiltonian, psi, h, options.max_iter, previous)
+    # A solver that starts at zero gives the correction (I + ihH)⁻¹r = (I + U)r/2 for the residual r of the guess.
+    residual = psi - previous - 1j * h * matvec(hamiltonian, psi + previous)
+    return previous + (residual + cayley_step(hamiltonian, residual, h, options)[0]) / 2
+
+
+class WarmPropagator(Propagator):
+    """Starts each solve at `previous` [B, S, D], its answer to the previous batch: zeros at first.
+
+    The gradient is that of the solver from a cold start, or the one-step gradient.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int, tokens: tuple[int, int], gradient: str):
+        super().__init__(config, seed)
+        self.gradient = gradient
+        self.previous = nnx.Variable(jnp.zeros((*tokens, config.hidden_dim), jnp.complex64))
+
+    def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, WarmStats]:
+        hamiltonian, options, h = self.hamiltonian(), self.solver_options(), self.config.cayley_dt / 2
+        psi = self.kerr(psi)
+        x = jax.lax.stop_gradient(warm_solve(hamiltonian, psi, self.previous[...], h, options))
+        residual = jax.lax.stop_gradient(cayley_residual(hamiltonian, psi, x, h))
+        drift = jnp.abs(jnp.linalg.norm(x, axis=-1) / jax.lax.stop_gradient(jnp.linalg.norm(psi, axis=-1)) - 1)
+        stats = WarmStats(jnp.max(residual), jnp.max(drift), x)
+        if self.gradient == "one step":
+            return one_step_gradient(hamiltonian, psi, x, h), stats
+        cold = cayley_step(hamiltonian, psi, h, options)[0]
+        return cold + jax.lax.stop_gradient(x - cold), stats
 
 
 # --- bf16 ---
@@ -119,7 +180,7 @@ class Bf16Mixer(Mixer):
 class Bf16Propagator(Propagator):
     """Rounds the wave before and after the solve, which stays in float32, as complex arithmetic does in PyTorch."""
 
-    def __call__(self, psi: Array, *_: Any) -> tuple[Array, PropagatorStats]:
+    def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, PropagatorStats]:
         return super().__call__(psi, _round_part)
 
 
@@ -137,7 +198,10 @@ def build_model(program: Program, config: Config, rngs: nnx.Rngs) -> SEM:
     if program.bf16:
         model.encoder = Bf16Encoder(sizes, rngs)
         model.mixers = stack_layers([Bf16Mixer(sizes, rngs) for _ in layers])
-    if program.bf16 or program.gradient == "one step":
+    if program.warm_start:
+        tokens = config.training.micro_batch, config.data.seq_length
+        model.propagators = stack_layers([WarmPropagator(sizes, layer, tokens, program.gradient) for layer in layers])
+    elif program.bf16 or program.gradient == "one step":
         kind = Bf16Propagator if program.bf16 else OneStepPropagator
         model.propagators = stack_layers([kind(sizes, seed=layer) for layer in layers])
     return model

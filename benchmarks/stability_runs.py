@@ -26,6 +26,7 @@ from sem_jax.training.step import model_loss
 
 Params = dict[str, Any]
 CHUNK = 50  # steps in one call of the compiled function
+POINT = 10  # steps in one point of the curves of loss and residual
 DIVERGED_MARGIN = 1.0  # nats above the uniform distribution over the vocabulary
 DIVERGED_STEPS = 50  # in a row
 
@@ -35,6 +36,7 @@ class Carry(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
+    answers: Array  # [L, B, S, D], of the propagators to the previous batch, where a warm start begins
 
 
 class StepRecord(NamedTuple):
@@ -103,12 +105,14 @@ def structure(program: Program, config: Config) -> Any:
 
 
 def make_loss(program: Program, config: Config, buffers: Params) -> Callable:
-    """(params, batch) -> (loss, (nll, statistics of the propagators))."""
+    """(params, answers, batch) -> (loss, (nll, statistics of the propagators)); see `Carry`."""
     graphdef = structure(program, config)
 
-    def loss(params: Params, batch: Batch):
+    def loss(params: Params, answers: Array, batch: Batch):
         params = jax.tree.map(bf16, params) if program.bf16 else params
-        sums, stats = model_loss(graphdef, config, params, buffers, batch)
+        memory = {"previous": answers} if program.warm_start else {}
+        known = buffers | {"propagators": buffers["propagators"] | memory}
+        sums, stats = model_loss(graphdef, config, params, known, batch)
         return sums.loss / sums.weight, (sums.nll / sums.weight, stats.propagators)
 
     return loss
@@ -126,19 +130,22 @@ def make_chunk(program: Program, config: Config, buffers: Params) -> Callable:
         optimizer = make_optimizer(program, config, lambda step: lr * warmup(step), seed, temperature)
 
         def step(state: tuple[Carry, Any], inputs: tuple[Array, Batch]):
-            (params, opt_state), kept = state
+            (params, opt_state, answers), first = state
             number, batch = inputs
-            (loss, (nll, stats)), grads = gradient(params, batch)
-            updates, opt_state = optimizer.update(grads, opt_state, params, step=number)
-            params = optax.apply_updates(params, updates)
-            finite = jnp.isfinite(loss) & all_finite(grads) & all_finite(params)
+            (loss, (nll, stats)), grads = gradient(params, answers, batch)
+            answers = getattr(stats, "answer", answers)
+            updates, moments = optimizer.update(grads, opt_state, params, step=number)
+            proposal = optax.apply_updates(params, updates), moments
+            finite = jnp.isfinite(loss) & all_finite(grads) & all_finite(proposal[0])
+            kept = (params, opt_state) if program.recovery else proposal
+            params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, kept)
             record = StepRecord(nll, finite, jnp.max(stats.residual), jnp.max(stats.norm_drift))
-            first = jax.tree.map(lambda new, old: jnp.where(number == start, new, old), edge_weights(grads), kept)
-            return (Carry(params, opt_state), first), record
+            first = jax.tree.map(lambda new, old: jnp.where(number == start, new, old), edge_weights(grads), first)
+            return (Carry(params, opt_state, answers), first), record
 
-        kept = jax.tree.map(jnp.zeros_like, edge_weights(carry.params))
+        nothing = jax.tree.map(jnp.zeros_like, edge_weights(carry.params))
         numbers = start + jnp.arange(CHUNK, dtype=jnp.int32)
-        (carry, first), records = jax.lax.scan(step, (carry, kept), (numbers, batches))
+        (carry, first), records = jax.lax.scan(step, (carry, nothing), (numbers, batches))
         return carry, records, first
 
     # One seed after the other: a batched program takes twice as long to compile and no less to run.
@@ -185,6 +192,12 @@ def cosine(first: Params, second: Params) -> np.ndarray:
         return np.sum(a * b, axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
+def no_answers(config: Config, seeds: int) -> Array:
+    """`Carry.answers` before the first batch, with a leading axis of seeds."""
+    model, tokens = config.model, (config.training.micro_batch, config.data.seq_length)
+    return jnp.zeros((seeds, model.num_layers, *tokens, model.hidden_dim), jnp.complex64)
+
+
 class Study:
     """The corpus, the initial models and the compiled functions, which all causes share."""
 
@@ -197,7 +210,7 @@ class Study:
         self.vocab_size = config.model.vocab_size
         self.params, self.buffers = initial_models(config, seeds)
         gradient = jax.grad(make_loss(exact, config, self.buffers), has_aux=True)
-        self.exact_gradient = jax.jit(jax.vmap(lambda params, batch: edge_weights(gradient(params, batch)[0])))
+        self.exact_gradient = jax.jit(jax.vmap(lambda params, batch: edge_weights(gradient(params, (), batch)[0])))
 
     @functools.cache  # noqa: B019  (a study lives as long as the process)
     def compiled(self, program: Program) -> tuple[Config, Callable]:
@@ -209,7 +222,8 @@ class Study:
         """One run a seed."""
         config, chunk = self.compiled(cause.program)
         optimizer = make_optimizer(cause.program, config, optax.constant_schedule(0.0), 0, 0.0)  # for its state alone
-        carry = Carry(self.params, jax.jit(jax.vmap(optimizer.init))(self.params))
+        moments = jax.jit(jax.vmap(optimizer.init))(self.params)
+        carry = Carry(self.params, moments, no_answers(config, self.seeds))
         seeds, runs = jnp.arange(self.seeds), [Run() for _ in range(self.seeds)]
         lr, temperature = jnp.float32([cause.learning_rate, cause.temperature])
         for start in range(0, self.steps, CHUNK):
@@ -265,13 +279,13 @@ def final_nll(run: Run) -> float:
 
 def summary(run: Run, vocab_size: int) -> dict[str, Any]:
     """What the table and the figure need, as JSON knows it: null for what is not finite."""
-    chunks = np.arange(0, len(run.nll), CHUNK)
 
-    def by_chunk(values: list[float], reduce: Callable) -> list[float | None]:
-        return [_or_none(reduce(values[start : start + CHUNK])) for start in chunks]
+    def points(values: list[float], reduce: Callable) -> list[float | None]:
+        return [_or_none(reduce(values[start : start + POINT])) for start in range(0, len(values), POINT)]
 
     return {
         "first_bad_step": first_bad_step(run),
+        "bad_steps": run.finite.count(False),
         "divergence_step": divergence_step(run, vocab_size),
         "final_nll": _or_none(final_nll(run)),
         "worst_residual": _or_none(np.max(run.residual)),
@@ -280,8 +294,8 @@ def summary(run: Run, vocab_size: int) -> dict[str, Any]:
         "edge_max": [_or_none(value) for value in run.edge_max],
         "h_lambda": [_or_none(value) for value in run.h_lambda],
         "edge_cosine": [_or_none(value) for value in run.edge_cosine],
-        "nll": by_chunk(run.nll, np.mean),
-        "residual": by_chunk(run.residual, np.max),
+        "nll": points(run.nll, np.mean),
+        "residual": points(run.residual, np.max),
     }
 
 

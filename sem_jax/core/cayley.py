@@ -138,7 +138,9 @@ def _unitary(
     if options.solver == "chebyshev":
         assert prepared is not None
         return _chebyshev(hamiltonian, psi, h, prepared, options)
-    return (_cg if options.solver == "cg" else _cg_on_cayley)(hamiltonian, psi, h, options)
+    if options.solver == "cg_on_cayley":
+        return cg_on_cayley(hamiltonian, psi, h, options.max_iter), jnp.int32(options.max_iter)
+    return _cg(hamiltonian, psi, h, options)
 
 
 def _unitary_forward(options: SolverOptions, prepared: Array | None, hamiltonian: Hamiltonian, psi: Array, h: Array):
@@ -216,8 +218,19 @@ def _chebyshev(
     return jax.lax.fori_loop(1, degree, step, start)[3], degree
 
 
-def _cg_on_cayley(hamiltonian: Hamiltonian, psi: Array, h: Array, options: SolverOptions) -> tuple[Array, Array]:
-    """`max_iter` iterations of plain CG on I + ihH from zero, with real step lengths, as if it were Hermitian."""
+def cg_on_cayley(hamiltonian: Hamiltonian, psi: Array, h: Array, iterations: int, start: Array | None = None) -> Array:
+    """Plain CG on (I + ihH)x = (I − ihH)ψ, with real step lengths, as if that matrix were Hermitian.
+
+    The PyTorch original's solver, which the solver "cg_on_cayley" of `cayley_step` is from a start at zero; see above
+    why it does not converge. It is not differentiated here.
+
+    Args:
+      hamiltonian: edge list or matrix.
+      psi: [..., D], complex.
+      h: half the time step.
+      iterations: all of them are made.
+      start: [..., D], the first guess; None is zero.
+    """
 
     def operator(v: Array) -> Array:
         return v + 1j * h * matvec(hamiltonian, v)
@@ -234,5 +247,5 @@ def _cg_on_cayley(hamiltonian: Hamiltonian, psi: Array, h: Array, options: Solve
         return x, r, r + rho_next / (rho + 1e-12) * p, rho_next
 
     rhs = psi - 1j * h * matvec(hamiltonian, psi)
-    start = (jnp.zeros_like(psi), rhs, rhs, real_dot(rhs, rhs))
-    return jax.lax.fori_loop(0, options.max_iter, step, start)[0], jnp.int32(options.max_iter)
+    x, r = (jnp.zeros_like(psi), rhs) if start is None else (start, rhs - operator(start))
+    return jax.lax.fori_loop(0, iterations, step, (x, r, r, real_dot(r, r)))[0]

@@ -18,12 +18,14 @@ from stability_causes import (
     make_optimizer,
     one_step_gradient,
     unfloored_std,
+    warm_solve,
 )
 
-from sem_jax.config import build
+from sem_jax.config import build, with_vocabulary
 from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.complex_ops import abs_sq, complex_normal
 from sem_jax.core.graph import combine_scales, matvec, small_world_edges, to_dense
+from sem_jax.data import Batch
 from sem_jax.modules.model import split_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -81,6 +83,46 @@ def test_one_step_gradient_of_the_edge_weights_points_elsewhere_once_h_lambda_is
     assert low < cosine < high
 
 
+def test_a_warm_start_is_forgotten_by_a_solver_that_converges(x64, waves):
+    hamiltonian, h, (psi, guess) = hamiltonian_of(FRESH), half_step(0.75), waves
+    x = warm_solve(hamiltonian, psi, 1e3 * guess, h, SolverOptions("cg", max_iter=20, tol=1e-10))
+    # The tolerance is relative to the residual of the guess, some 1e3·‖guess‖.
+    np.testing.assert_allclose(x, exact(hamiltonian, psi, h), atol=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 8])
+def test_the_wrong_cg_from_a_guess_is_the_wrong_cg_for_the_residual_of_the_guess(x64, waves, iterations):
+    hamiltonian, h, (psi, guess) = hamiltonian_of(FRESH), half_step(0.75), waves
+    options = SolverOptions("cg_on_cayley", max_iter=iterations)
+    x = warm_solve(hamiltonian, psi, guess, h, options)
+    # (I + ihH)d = r has the form that a cold step solves: r = (I − ihH)φ.
+    matrix = np.asarray(hamiltonian.matrix)
+    residual = psi - guess - 1j * h * (psi + guess) @ matrix
+    phi = np.linalg.solve(np.eye(DIM) - 1j * h * matrix, np.asarray(residual).T).T
+    np.testing.assert_allclose(x, guess + cayley_step(hamiltonian, jnp.asarray(phi), h, options)[0], atol=1e-9)
+
+
+def test_the_error_of_the_wrong_cg_grows_from_batch_to_batch_and_faster_with_more_iterations():
+    hamiltonian, h = hamiltonian_of(FRESH), half_step(0.75)
+
+    def growth(options):
+        def batch(previous, key):
+            x = warm_solve(hamiltonian, complex_normal(key, (TOKENS, DIM), 1.0), previous, h, options)
+            return x, jnp.max(jnp.linalg.norm(x, axis=-1))
+
+        start = jnp.zeros((TOKENS, DIM), jnp.complex64)
+        return jax.jit(lambda keys: jax.lax.scan(batch, start, keys)[1])(jax.random.split(jax.random.key(1), 60))
+
+    right, wrong3, wrong8, wrong20 = (
+        growth(SolverOptions(*options))
+        for options in (("cg", 8), ("cg_on_cayley", 3), ("cg_on_cayley", 8), ("cg_on_cayley", 20))
+    )
+    assert right.max() < 2 * right[0]
+    assert wrong3[-1] > 10 * wrong3[0]
+    assert wrong8[20] > 1e5 * wrong8[0]
+    assert not jnp.isfinite(wrong20[-1])
+
+
 @pytest.mark.parametrize(
     ("temperature", "learning_rate", "std"), [(1e-4, 6e-4, 3.46), (1e-4, 1.2e-3, 4.90), (1e-5, 1.2e-3, 1.55)]
 )
@@ -119,6 +161,21 @@ def test_every_cause_has_the_parameters_of_the_fixed_recipe():
     fixed = shapes(FIXED)
     for cause in CAUSES:
         assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, shapes(cause), fixed)), cause.name
+
+
+def test_every_cause_has_a_loss_and_a_gradient():
+    config = with_vocabulary(stability_runs.configure(FIXED.program, 50, 16, 1), 32)
+    params, buffers = stability_runs.initial_models(config, 1)
+    params = jax.tree.map(lambda leaf: leaf[0], params)
+    answers = stability_runs.no_answers(config, 1)[0]
+    tokens = np.zeros((4, 33), np.int32)
+    batch = Batch(tokens, tokens > 0, np.ones((4, 32), np.float32))
+    kinds = {(p.bf16, p.gradient, p.warm_start, p.solver): p for p in (cause.program for cause in CAUSES)}
+    for program in kinds.values():
+        loss = stability_runs.make_loss(program, config, buffers)
+        grads, (nll, _) = jax.eval_shape(jax.grad(loss, has_aux=True), params, answers, batch)
+        assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+        assert nll.shape == ()
 
 
 def run(nll, finite=None):
