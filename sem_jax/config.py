@@ -356,8 +356,8 @@ _NOT_NEGATIVE = """
 
 _SHARE = """
     model.encoder.population_rate model.propagator.rewire_probability model.born_floor optimizer.lr_min_ratio
-    optimizer.b1 optimizer.b2 optimizer.guard_backoff data.validation_fraction training.ema_decay
-    training.ema_decay_start training.distill_weight sampling.top_p
+    optimizer.b1 optimizer.b2 optimizer.guard_backoff optimizer.guard_min_scale data.validation_fraction
+    training.ema_decay training.ema_decay_start training.distill_weight sampling.top_p
 """.split()
 
 

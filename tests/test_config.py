@@ -169,6 +169,8 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"optimizer.b1": 1.0}, ["b1"]),
         ({"optimizer.b2": 1.0}, ["b2"]),
         ({"optimizer.guard_backoff": 1.0}, ["guard_backoff"]),
+        ({"optimizer.guard_min_scale": 2.0}, ["guard_min_scale = 2.0", "between 0 and 1"]),
+        ({"optimizer.guard_min_scale": 0.0}, ["guard_min_scale = 0.0", "positive"]),
         (
             {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 20},
             ["spike_patience = 20", "guard_max_consecutive = 20"],

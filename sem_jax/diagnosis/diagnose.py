@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sem_jax.config import Config, ModelConfig, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Batch, open_dataset
@@ -33,7 +34,17 @@ def diagnose(config: Config, graphdef: Any, state: TrainState, batch: Batch) -> 
     measured = measure(state.params, state.buffers, batch)
     parameters = parameter_stats(config, state, measured.gradients)
     found = collect(config, int(state.step), jax.device_get(measured), parameters, batch.weights.shape)
+    found = dataclasses.replace(found, damaged=damaged_leaves(state))
     return dataclasses.replace(found, suspects=find_suspects(config, found))
+
+
+def damaged_leaves(state: TrainState) -> list[str]:
+    """Names of the arrays of the state, parameters aside, that hold numbers which are not finite."""
+    others = state._replace(params={})
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(others))
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if not np.isfinite(leaf).all()
+    ]
 
 
 @functools.cache

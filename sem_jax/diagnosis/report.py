@@ -83,6 +83,7 @@ class Diagnosis:
     mixers: list[MixerLayer]
     propagators: list[PropagatorLayer]
     noise_to_update: float  # of all parameters together
+    damaged: list[str]  # leaves of the state that are not finite: buffers, moments, average
     suspects: list[Finding]  # the worst first
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Diagnosis:
 def collect(
     config: Config, step: int, measured: Measurement, parameters: dict[str, ParameterStats], tokens: tuple[int, int]
 ) -> Diagnosis:
-    """The diagnosis without suspects.
+    """The diagnosis without damaged leaves and suspects.
 
     Args:
       config: the experiment.
@@ -144,6 +145,7 @@ def collect(
         ],
         propagators=[_propagator(config, measured, components, layer) for layer in layers],
         noise_to_update=parameters[WHOLE].noise_to_update,
+        damaged=[],
         suspects=[],
     )
 
@@ -156,9 +158,9 @@ def cg_iterations(h_lambda: float, residual: float) -> int:
     ρ = (√κ − 1)/(√κ + 1), κ = 1 + (hλ_max)² (Saad, 2003, "Iterative Methods for Sparse Linear Systems", equation
     6.128), in exact arithmetic.
     """
-    root = math.sqrt(1 + h_lambda**2)
-    rho = (root - 1) / (root + 1)
-    return max(math.ceil(math.log(4 / residual) / -math.log(rho)), 1) if rho > 0 else 1
+    root = math.hypot(1, h_lambda)
+    decay = 2 * math.atanh(1 / root) if root > 1 else math.inf  # −log ρ, which does not vanish where ρ rounds to 1
+    return max(math.ceil(math.log(4 / residual) / decay), 1)
 
 
 def largest_eigenvalue(matrix: np.ndarray) -> float:

@@ -72,7 +72,8 @@ def hill_index(z: Array) -> Array:
     if k >= z.size:
         return jnp.full((), jnp.nan, z.real.dtype)
     top = jax.lax.top_k(jnp.abs(z).ravel(), k + 1)[0]
-    return k / jnp.sum(jnp.log(top[:k] / top[k]))
+    # Rounded, a ratio of equal numbers may fall short of 1.
+    return k / jnp.sum(jnp.maximum(jnp.log(top[:k] / top[k]), 0))
 
 
 def channel_entropy(z: Array) -> Array:

@@ -23,6 +23,10 @@ ROW_ENTROPY_LIMIT = 1e-4  # bits; one column then holds 99.9995 % of a row and n
 KEPT_LIMIT = 1.0  # columns of a row that are not zero
 COLUMN_ENTROPY_LIMIT = 1.0  # bits; two columns then serve all tokens
 NOISE_LIMIT = 1.0
+LOSS_MARGIN = 1.0  # nats above log V, what a uniform guess costs
+SIZE_LIMIT = 100.0  # rms of a wave that no norm follows; of order one in a healthy model
+HUGE = 1e9  # squares of a part that reaches it overflow in the fourth power, which later parts may form
+MEMORY_LIMIT = 0.01  # largest |a|; of an input 1 % is left one token later
 
 _LINEAR = ("spinor_gate", "conv", "ssm", "out_proj", "residual")
 _WEIGHTS = "optimizer.weight_decay"
@@ -32,7 +36,9 @@ _SHRINK = "the weights have grown: raise config.optimizer.weight_decay or lower 
 def find_suspects(config: Config, diagnosis: Diagnosis) -> list[Finding]:
     """All findings, the worst first; what is not finite comes before everything else, in the order of its origin."""
     findings = [
+        *_damaged(diagnosis.damaged),
         *_not_finite(diagnosis.components),
+        *_loss(config, diagnosis),
         *_sizes(diagnosis.components),
         *_mixers(diagnosis),
         *_propagators(config, diagnosis),
@@ -40,6 +46,12 @@ def find_suspects(config: Config, diagnosis: Diagnosis) -> list[Finding]:
         *_noise(diagnosis),
     ]
     return sorted(findings, key=lambda finding: -finding.severity)  # stable: equals stay in the order of the model
+
+
+def _damaged(leaves: list[str]) -> Iterator[Finding]:
+    for name in leaves:
+        text = f"{name}: not finite in the state of the run, which no step mends; go back to an earlier checkpoint and"
+        yield _broken(name, "state", text)
 
 
 def _not_finite(components: list[Component]) -> Iterator[Finding]:
@@ -50,10 +62,14 @@ def _not_finite(components: list[Component]) -> Iterator[Finding]:
             text = f"{c.name}: {c.parameter_bad} of its parameters are not finite"
             if c is origin:
                 text += f", nor is its output from {c.first_bad} on"
-            yield _broken(c, "parameters", f"{text}; go back to an earlier checkpoint and")
+            yield _broken(c.name, "parameters", f"{text}; go back to an earlier checkpoint and")
         elif c is origin:
             text = f"{c.name}: {c.bad} entries of its output are not finite, the first at {c.first_bad}"
-            yield _broken(c, "output", f"{text} [sequence, position, channel], though its parameters are;")
+            text += " [sequence, position, channel], though its parameters are"
+            huge = next((before for before in components[: components.index(c)] if before.output["largest"] > HUGE), c)
+            if huge is not c:
+                text = f"{huge.name}: its output reaches {huge.output['largest']:.1e}, which overflows later on; {text}"
+            yield _broken(huge.name, "output", f"{text};")
     if origin is None:
         yield from _bad_gradients(components)
 
@@ -64,13 +80,23 @@ def _bad_gradients(components: list[Component]) -> Iterator[Finding]:
             return  # inherited from what comes after it
         if (before and before.gradient_bad) or not math.isfinite(c.parameter_gradient_norm):
             where = "its input" if before and before.gradient_bad else "its parameters"
-            yield _broken(c, "gradient", f"{c.name}: the gradient is finite at its output and not at {where};")
+            yield _broken(c.name, "gradient", f"{c.name}: the gradient is finite at its output and not at {where};")
             return
 
 
-def _broken(c: Component, quantity: str, text: str) -> Finding:
+def _broken(name: str, quantity: str, text: str) -> Finding:
     cure = "lower config.optimizer.learning_rate"
-    return Finding(c.name, quantity, math.nan, 0.0, "optimizer.learning_rate", f"{text} {cure}")
+    return Finding(name, quantity, math.nan, 0.0, "optimizer.learning_rate", f"{text} {cure}")
+
+
+def _loss(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
+    limit = math.log(config.model.vocab_size) + LOSS_MARGIN
+    if config.model.likelihood == "born" and diagnosis.loss > limit:
+        text = (
+            f"head.readout: the loss is {diagnosis.loss:.4g} nats, above {limit:.4g}: worse than a uniform guess; go "
+            "back to an earlier checkpoint and lower config.optimizer.learning_rate"
+        )
+        yield Finding("head.readout", "loss", diagnosis.loss, limit, "optimizer.learning_rate", text)
 
 
 def _sizes(components: list[Component]) -> Iterator[Finding]:
@@ -85,6 +111,9 @@ def _sizes(components: list[Component]) -> Iterator[Finding]:
                 "config.optimizer.weight_decay or config.optimizer.learning_rate"
             )
             yield Finding(c.name, "gain", c.gain, DEAD_GAIN, _WEIGHTS, text)
+        if c.name in ("encoder.wave", "head.final_norm") and c.output["rms"] > SIZE_LIMIT:
+            text = f"{c.name}: its output has an rms of {c.output['rms']:.3g}, above {SIZE_LIMIT:g}; {_SHRINK}"
+            yield Finding(c.name, "size", c.output["rms"], SIZE_LIMIT, _WEIGHTS, text)
         is_wave = group in ("mixers", "propagators") or c.name in ("encoder.wave", "head.final_norm")
         if is_wave and c.output["tail"] < TAIL_LIMIT:
             tail = c.output["tail"]
@@ -105,6 +134,12 @@ def _mixers(diagnosis: Diagnosis) -> Iterator[Finding]:
                 f"{SATURATED_LIMIT:.0%}; {_SHRINK}"
             )
             yield Finding(f"{name}.spinor_gate", "saturation", layer.gate_saturated, SATURATED_LIMIT, _WEIGHTS, text)
+        if layer.decay < MEMORY_LIMIT:
+            text = (
+                f"{name}.ssm: its slowest decay is |a| = {layer.decay:.1e}, below {MEMORY_LIMIT:g}, so it remembers "
+                "nothing; lower config.optimizer.learning_rate"
+            )
+            yield Finding(f"{name}.ssm", "memory", layer.decay, MEMORY_LIMIT, "optimizer.learning_rate", text)
         if layer.state > STATE_LIMIT:
             text = (
                 f"{name}.ssm: its state reaches {layer.state:.3g}, above {STATE_LIMIT:g}, with decays up to "

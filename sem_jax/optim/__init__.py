@@ -11,7 +11,7 @@ from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_co
 from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, leaf_names
 from sem_jax.optim.groups import group_rates, parameter_factors, scale_by_group
-from sem_jax.optim.langevin import langevin_noise
+from sem_jax.optim.langevin import langevin_noise, with_langevin_noise
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.spikes import SpikeState
 from sem_jax.optim.weight_decay import add_weight_decay, decay_all, matrices_only
@@ -41,4 +41,5 @@ __all__ = [
     "scale_by_group",
     "warmup_cosine",
     "warmup_stable_decay",
+    "with_langevin_noise",
 ]

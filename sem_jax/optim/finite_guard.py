@@ -67,7 +67,8 @@ def finite_guard(
     A spike, as `judge_spike` defines it, is skipped like a bad step, but changes neither the scale nor the count to its
     regrowth: it comes from the batch, not from the learning rate.
 
-    An inner state that was damaged before the step is found where the new one depends on it, as moving averages do.
+    An inner state that was damaged before the step is found where the new one depends on it, as moving averages do. One
+    that begins at infinity, such as that of `optax.contrib.reduce_on_plateau`, belongs outside the guard.
 
     Everything stays on the device. A caller ends a hopeless run by reading `consecutive` and `reason`, late enough not
     to wait.
@@ -222,4 +223,4 @@ def _reasons(reason: Reason, array: jax.typing.ArrayLike) -> jax.Array:
 
 def _worst(*reasons: jax.Array) -> jax.Array:
     # A maximum, since few backends can combine bits across devices.
-    return functools.reduce(jnp.maximum, reasons).max()
+    return jnp.max(functools.reduce(jnp.maximum, reasons), initial=0)

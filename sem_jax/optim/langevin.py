@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sem_jax.optim.complex_adam import bias_corrected_second_moment
 from sem_jax.optim.parts import by_parts
 
 
@@ -80,6 +81,76 @@ def langevin_noise(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
+def with_langevin_noise(
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    temperature: float,
+    noise_floor: float = 1e-4,
+    noise_cap: float = 1.0,
+    seed: int = 0,
+    b2: float = 0.999,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of Adam's family, `optax.adam` and `optax.adamw` among them, with `langevin_noise` behind it.
+
+    No stage of `optax.chain` sees the state of another; this one reads v̂ and the step from that of the optimizer.
+
+    Args:
+      optimizer: its state holds one `optax.ScaleByAdamState`.
+      learning_rate: the one that the optimizer was given, a number or a function of Adam's count.
+      temperature: T, in units of the loss. 0 adds nothing.
+      noise_floor: see `langevin_noise`.
+      noise_cap: see `langevin_noise`.
+      seed: of the run.
+      b2: the decay of the second moment that the optimizer was given.
+
+    Returns:
+      A transformation with the state of the optimizer.
+
+    Raises:
+      ValueError: as `langevin_noise` does, or in init: the state holds no `optax.ScaleByAdamState`, or several.
+    """
+    noise = langevin_noise(temperature, noise_floor, noise_cap, seed)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        state = optimizer.init(params)
+        _adam_state(state)
+        return state
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, state = optimizer.update(updates, state, params, **extra_args)
+        adam = _adam_state(state)
+        step = adam.count - 1
+        updates, _ = noise.update(
+            updates,
+            optax.EmptyState(),
+            params,
+            second_moment=bias_corrected_second_moment(adam._replace(nu=jax.tree.map(jnp.real, adam.nu)), b2),
+            learning_rate=learning_rate(step) if callable(learning_rate) else learning_rate,
+            step=step,
+        )
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _adam_state(state: optax.OptState) -> optax.ScaleByAdamState:
+    nodes = jax.tree.leaves(state, is_leaf=_is_adam_state)
+    found = [node for node in nodes if _is_adam_state(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"Langevin noise needs the second moment of Adam: the optimizer's state must hold one "
+            f"optax.ScaleByAdamState, and holds {len(found)}; give an optimizer such as optax.adamw"
+        )
+    return found[0]
+
+
+def _is_adam_state(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
+
+
 def _leaf_key(seed: int, path: tuple[Any, ...], step: jax.typing.ArrayLike) -> jax.Array:
     # Python's own hash of a string changes from one process to the next.
     name = np.uint32(zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode()))
@@ -87,8 +158,10 @@ def _leaf_key(seed: int, path: tuple[Any, ...], step: jax.typing.ArrayLike) -> j
 
 
 def _unit_normal(key: jax.Array, like: jax.Array) -> jax.Array:
+    # In half precision jax.random.normal knows a hundred numbers, whose mean is not 0.
+    dtype = jnp.promote_types(like.real.dtype, jnp.float32)
     if not jnp.iscomplexobj(like):
-        return jax.random.normal(key, like.shape, like.dtype)
+        return jax.random.normal(key, like.shape, dtype)
     # A complex jax.random.normal has variance 1/2 in each part.
-    real, imag = jax.random.normal(key, (2, *like.shape), like.real.dtype)
+    real, imag = jax.random.normal(key, (2, *like.shape), dtype)
     return jax.lax.complex(real, imag)

@@ -48,8 +48,10 @@ def planting(*faults: Fault) -> Callable[[Any, Config], TrainStep]:
     It is what `sem_jax.training.loop.train` takes as `make_step`.
 
     Raises:
-      ValueError: when the first step is taken, where a fault names a leaf that is none.
+      ValueError: there is no fault, or one that can never strike: no place, no step, a step that another one has; and,
+        when the first step is taken, a fault in a leaf that is none.
     """
+    _require_strikes(faults)
 
     def make_step(graphdef: Any, config: Config) -> TrainStep:
         step = make_faulty_step(graphdef, config)
@@ -77,17 +79,29 @@ def make_faulty_step(
     return jax.jit(step, donate_argnums=0)
 
 
+def _require_strikes(faults: Sequence[Fault]) -> None:
+    if not faults:
+        raise ValueError("there is no fault to plant; without one, leave out make_step")
+    steps = [fault.step for fault in faults]
+    for fault in faults:
+        if fault.place not in list(Place):
+            raise ValueError(f"place = {fault.place!r} is none of {', '.join(map(str, Place.__members__))} (`Place`)")
+        if fault.step != int(fault.step) or fault.step < 1:
+            raise ValueError(f"step = {fault.step} is no step of a run: they are counted from 1")
+        if steps.count(fault.step) > 1:
+            raise ValueError(f"step {int(fault.step)} has {steps.count(fault.step)} faults; one step takes one")
+
+
 def resolve(fault: Fault, params: Any) -> Fault:
     """The fault with its leaf as the index among the leaves of the parameters, and plain numbers.
 
     Raises:
       ValueError: there is no such leaf; the message lists what there is.
     """
-    leaf = fault.leaf
+    leaf, names = fault.leaf, leaf_names(params, ())
+    if leaf not in (names if isinstance(leaf, str) else range(len(names))):
+        raise ValueError(f"there is no parameter {leaf!r}, only {', '.join(names)}")
     if isinstance(leaf, str):
-        names = leaf_names(params, ())
-        if leaf not in names:
-            raise ValueError(f"there is no parameter {leaf!r}, only {', '.join(names)}")
         leaf = names.index(leaf)
     return Fault(int(fault.place), fault.step, fault.value, leaf)
 

@@ -134,7 +134,9 @@ class Reporter:
 
     def _report_training(self, step: int, metrics: StepMetrics) -> None:
         names = ["loss", "nll"] if metrics.distill is None else ["loss", "nll", "distill"]
-        means = {name: float(np.mean([getattr(m, name) for m in self._recent])) for name in names}
+        # A skipped step has a line of its own, and its loss would hide that of all the others.
+        taken = [m for m in self._recent if not m.consecutive] or self._recent
+        means = {name: float(np.mean([getattr(m, name) for m in taken])) for name in names}
         self._recent.clear()
         values: dict[str, Any] = {
             "lr": float(metrics.lr),

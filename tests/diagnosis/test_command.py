@@ -23,7 +23,7 @@ def diagnose_run(workdir, step):
     wave = Component("encoder.wave", "", 1, [0, 2, 5], numbers, numbers, -0.25, 1e-4, 1e-3, 0, 1.0, 0, 0.3, 0.0)
     mixer, propagator = MixerLayer(0.5, 0.0, 0.6, 2.0, 1.0, 1.0), PropagatorLayer(0.77, 1.6, 5e-7, 8, 8, 1e-7, 1.1)
     suspect = Finding("encoder.wave", "output", float("nan"), 0.0, "optimizer.learning_rate", "encoder.wave: broken")
-    return Diagnosis("tiny", 7, 2.5, 64, [wave], None, [mixer], [propagator], 0.0, [suspect])
+    return Diagnosis("tiny", 7, 2.5, 64, [wave], None, [mixer], [propagator], 0.0, [], [suspect])
 
 diagnose.diagnose_run = diagnose_run
 app.run(diagnose.main, flags_parser=diagnose.parse_flags)

@@ -1,5 +1,6 @@
 """Statistics against closed forms, within the standard errors of their samples."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,14 @@ def test_the_tail_index_of_a_pareto_sample_is_its_exponent(rng, alpha):
 
 def test_the_tail_index_is_hills_formula_on_the_largest_entries():
     assert hill_index(jnp.array([[1.0, 8.0, 2.0, 4.0]])) == pytest.approx(2 / np.log(4 * 2), rel=1e-6)
+
+
+@pytest.mark.parametrize("modulus", [100.0, 1e4 + 0.1, 1 / 3])
+def test_equal_entries_have_no_tail(rng, modulus):
+    phases = np.exp(2j * np.pi * rng.random((64, 1024)))
+    assert jax.jit(hill_index)(jnp.full((64, 1024), modulus, jnp.float32)) > 1e3
+    # Of a complex number the modulus is rounded, so that the largest ones differ in their last bits.
+    assert jax.jit(hill_index)(jnp.asarray(modulus * phases, jnp.complex64)) > 1e3
 
 
 def test_channels_in_phase_are_coherent_and_random_ones_as_a_random_walk(rng):

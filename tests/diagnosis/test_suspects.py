@@ -131,6 +131,51 @@ def test_a_planted_fault_comes_first(healthy, change, component, field):
     assert f"config.{field}" in first.message
 
 
+@pytest.mark.parametrize("size", [1e8, 1e20, 1e30])
+def test_edge_weights_that_have_exploded_are_a_finding_and_no_crash(healthy, size):
+    def change(params):
+        weights = params["propagators"]["edge_weights"]
+        for scale in weights:
+            weights[scale] = weights[scale].at[0].set(size)
+
+    first = suspects(healthy, change)[0]
+    assert first.component == "propagators.0.cayley"
+
+
+@pytest.mark.parametrize(
+    ("change", "component", "quantity"),
+    [
+        (setting("readout", "bias", value=lambda b: b.at[:-1].set(1e4)), "head.readout", "loss"),
+        (setting("final_gamma", value=lambda g: 1e4 * g), "head.final_norm", "size"),
+        (setting("encoder", "sdr_to_hidden", "bias", value=lambda b: b + 1e6), "encoder.wave", "size"),
+        (setting("mixers", "ssm", "decay", value=lambda a: a.at[1].set(1e4)), "mixers.1.ssm", "memory"),
+    ],
+    ids=["loss", "final norm", "encoder", "memory"],
+)
+def test_a_model_that_is_finite_and_broken_has_suspects(healthy, change, component, quantity):
+    assert (component, quantity) in [(finding.component, finding.quantity) for finding in suspects(healthy, change)]
+
+
+def test_an_overflow_is_blamed_on_the_part_that_grew_and_not_on_the_one_that_squared(healthy):
+    first = suspects(healthy, setting("encoder", "sdr_to_hidden", "bias", value=lambda b: b + 1e20))[0]
+    assert (first.component, first.severity) == ("encoder.wave", math.inf)
+    assert "its output reaches 1.0e+20, which overflows later on; " in first.message
+
+
+@pytest.mark.parametrize("where", ["buffers", "ema", "opt_state"])
+def test_what_is_not_finite_outside_the_parameters_is_named(healthy, where):
+    config, parts, state, batch, _ = healthy
+    state = state._replace(ema=copied(state.params))
+    leaves, structure = jax.tree.flatten(getattr(state, where))
+    index = next(i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size > 1)
+    leaves[index] = leaves[index].at[(0,) * leaves[index].ndim].set(jnp.nan)
+    state = state._replace(**{where: jax.tree.unflatten(structure, leaves)})
+    first = diagnose(config, parts.graphdef, state, batch).suspects[0]
+    assert first.component.startswith(where)
+    assert first.severity == math.inf
+    assert "go back to an earlier checkpoint" in first.message
+
+
 def test_a_state_beyond_the_clamp_is_found_though_its_output_is_not(healthy):
     def change(params):
         ssm = params["mixers"]["ssm"]

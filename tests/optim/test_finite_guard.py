@@ -270,6 +270,14 @@ def test_under_vmap_each_replica_decides_for_itself():
     chex.assert_trees_all_equal(jax.tree.map(lambda u: u[1], updates), jax.tree.map(jnp.zeros_like, params))
 
 
+def test_leaves_without_entries_are_sound():
+    params = {"w": jnp.ones(2), "none": jnp.zeros((0, 2))}
+    init, update = make(clip_norm=1.0, temperature=1e-3)
+    updates, after = update(params, init(params), params, loss=1.0, step=2)
+    assert after.consecutive == 0
+    assert updates["none"].shape == (0, 2)
+
+
 def test_impossible_use_raises():
     for settings in ({"backoff": 1.0}, {"min_scale": 0.0}, {"regrow_steps": 0}, {"max_norm": 0.0}):
         with pytest.raises(ValueError, match="need 0 < backoff"):

@@ -1,5 +1,7 @@
 import itertools
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import pytest
 from scipy import stats
 
 from sem_jax.config import OptimizerConfig
-from sem_jax.optim import langevin_adamw, langevin_noise
+from sem_jax.optim import langevin_adamw, langevin_noise, with_langevin_noise
 
 T, FLOOR, CAP, SEED, RATE = 1e-3, 1e-4, 1e9, 7, 1e-2
 SURPRISE = 1e-6  # probability that a correct sampler fails one check; seeds are fixed, so none does by chance
@@ -47,6 +49,18 @@ def test_every_real_component_has_the_formulas_variance(v):
     assert_normal(z.real, variance)
     assert_normal(z.imag, variance)
     assert_uncorrelated(z.real, z.imag)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_rounds_the_noise_and_does_not_bend_it(dtype):
+    variance = 2 * T * RATE / 2
+    found = np.float64(sample(4.0, dtype, shape=(400_000,)))
+    # Rounding by at most 2⁻⁹ of each number moves the variance by less than 1 %.
+    low, high = stats.chi2.ppf([SURPRISE / 2, 1 - SURPRISE / 2], found.size) / found.size
+    assert 0.99 * low < np.mean(found**2) / variance < 1.01 * high
+    assert abs(found.mean()) < stats.norm.isf(SURPRISE / 2) * np.sqrt(variance / found.size)
+    # The largest of 400,000 normal numbers is below 4 sigma with a probability of exp(−400,000·6.3e-5) = 1e-11.
+    assert np.abs(found).max() > 4 * np.sqrt(variance)
 
 
 def test_the_floor_bounds_the_preconditioner():
@@ -108,6 +122,53 @@ def test_the_noise_does_not_depend_on_the_process():
     first, second = (process.communicate()[0] for process in [start("1"), start("2")])
     assert first == second
     assert first.startswith("[")
+
+
+@pytest.mark.parametrize("rate", [RATE, optax.linear_schedule(RATE, 5 * RATE, 4)], ids=["constant", "schedule"])
+def test_noise_around_an_optimizer_of_optax_has_the_formulas_variance(rate):
+    adam = optax.chain(optax.clip_by_global_norm(1e9), optax.adamw(rate, b2=0.99))
+    noisy = with_langevin_noise(adam, rate, T, FLOOR, CAP, SEED, b2=0.99)
+    params = {"x": jnp.ones(20_000), "z": jnp.ones(20_000, jnp.complex64)}
+    grads = {"x": jnp.full(20_000, 0.5), "z": jnp.full(20_000, 0.3 + 0.4j)}  # v̂ = 1/4 at every step
+    quiet_state, state = adam.init(params), noisy.init(params)
+    for count in range(3):
+        quiet, quiet_state = adam.update(grads, quiet_state, params)
+        updates, state = jax.jit(noisy.update)(grads, state, params)
+        chex.assert_trees_all_close(state, quiet_state, rtol=1e-6)
+        eta = rate(count) if callable(rate) else rate
+        difference = jax.device_get(jax.tree.map(jnp.subtract, updates, quiet))
+        for found in (difference["x"], difference["z"].real, difference["z"].imag):
+            assert_normal(found, 2 * T * eta / 0.5)
+    assert_uncorrelated(difference["x"], difference["z"].real)
+
+
+def test_noise_around_an_optimizer_changes_from_step_to_step_and_vanishes_at_temperature_zero():
+    params = jnp.ones(5000)
+    quiet, noisy = (with_langevin_noise(optax.adam(RATE), RATE, temperature, FLOOR, CAP) for temperature in (0.0, T))
+    first, state = noisy.update(params, noisy.init(params), params)
+    second, _ = noisy.update(params, state, params)
+    # Adam's own step is −η each time.
+    assert_uncorrelated(np.asarray(first) + RATE, np.asarray(second) + RATE)
+    updates, _ = quiet.update(params, quiet.init(params), params)
+    chex.assert_trees_all_equal(updates, optax.adam(RATE).update(params, optax.adam(RATE).init(params))[0])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "number"), [(optax.sgd(0.1), 0), (optax.chain(optax.scale_by_adam(), optax.adam(0.1)), 2)]
+)
+def test_an_optimizer_without_one_second_moment_is_refused(optimizer, number):
+    with pytest.raises(ValueError, match=f"one optax.ScaleByAdamState, and holds {number}.*optax.adamw"):
+        with_langevin_noise(optimizer, 0.1, T).init(jnp.ones(2))
+
+
+def test_the_example_of_the_documentation_converges():
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "optimizer.md"
+    (example,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(compile(example, str(guide), "exec"), names)
+    assert int(names["state"].skipped) == 0
+    # The well of stiffness 2 has a standard deviation of sqrt(1e-6/2) at T = 1e-6.
+    assert 0 < float(jnp.abs(names["z"] - 1j).max()) < 0.01
 
 
 def test_temperature_zero_is_the_identity():

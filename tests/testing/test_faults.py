@@ -7,7 +7,7 @@ from small import config, copied, differing_leaves
 
 from sem_jax.data import Batch
 from sem_jax.optim import Reason, leaf_names
-from sem_jax.testing import Fault, Place, make_faulty_step, resolve, skip_step
+from sem_jax.testing import Fault, Place, make_faulty_step, planting, resolve, skip_step
 from sem_jax.training.state import init_state
 
 VOCAB, LENGTH = 23, 8
@@ -144,3 +144,22 @@ def test_a_leaf_is_found_by_name_and_an_unknown_one_is_refused(warm):
     assert leaf_names(warm.params, ())[fault.leaf] == "readout/weight"
     with pytest.raises(ValueError, match=r"no parameter 'readout/wait', only encoder/.*readout/weight"):
         resolve(Fault(Place.GRADIENT, 1, np.nan, "readout/wait"), warm.params)
+    for leaf in (-1, len(jax.tree.leaves(warm.params))):
+        with pytest.raises(ValueError, match=f"no parameter {leaf}, only encoder/"):
+            resolve(Fault(Place.GRADIENT, 1, np.nan, leaf), warm.params)
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ([], "leave out make_step"),
+        ([Fault(42, 1, np.nan)], "place = 42 is none of BATCH, LOSS"),
+        ([Fault("gradient", 1, np.nan)], "place = 'gradient' is none of BATCH"),
+        ([Fault(Place.LOSS, 0, np.nan)], "step = 0 is no step"),
+        ([Fault(Place.LOSS, 1.5, np.nan)], "step = 1.5 is no step"),
+        ([Fault(Place.LOSS, 3, np.nan), Fault(Place.GRADIENT, 3, np.nan)], "step 3 has 2 faults"),
+    ],
+)
+def test_a_fault_that_cannot_strike_is_refused(faults, message):
+    with pytest.raises(ValueError, match=message):
+        planting(*faults)

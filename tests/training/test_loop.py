@@ -1,10 +1,12 @@
 """Whole runs on a small text: they learn, stop, resume to the bit, and end when there is no hope."""
 
 import collections
+import dataclasses
 import json
 import math
 import signal
 
+import jax
 import numpy as np
 import pytest
 from small import TEXT, differing_leaves, shared_programs, text_config
@@ -73,6 +75,52 @@ def final_state(workdir):
 def repeatable(lines):
     """Lines without the one value that no run repeats."""
     return [{name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines]
+
+
+class Unread:
+    """A number of a step that must not be looked at before a condition holds."""
+
+    def __init__(self, value, may_be_read):
+        self._value, self._may_be_read = value, may_be_read
+
+    def __array__(self, *args, **kwargs):
+        assert self._may_be_read(), "the host waits for a step before the next one is on its way"
+        return np.asarray(self._value)
+
+    def __float__(self):
+        return float(self.__array__())
+
+    def __int__(self):
+        return int(self.__array__())
+
+    def __bool__(self):
+        return bool(self.__array__())
+
+
+def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, workdir):
+    training = dataclasses.replace(
+        config.training, max_steps=12, log_every=1, health_every=1, eval_every=100, checkpoint_every=100
+    )
+    dispatched = 0
+
+    def make_step(graphdef, config):
+        train_step = loop.make_train_step(graphdef, config)
+
+        def step(state, batch):
+            nonlocal dispatched
+            dispatched = number = dispatched + 1
+            state, metrics = train_step(state, batch)
+
+            def may_be_read():
+                return dispatched > number or number == training.max_steps
+
+            return state, jax.tree.map(lambda leaf: Unread(leaf, may_be_read), metrics)
+
+        return step
+
+    optimizer = dataclasses.replace(config.optimizer, warmup_steps=2, decay_steps=2)
+    train(dataclasses.replace(config, training=training, optimizer=optimizer), workdir, make_step=make_step)
+    assert len([line for line in metrics_of(workdir) if line["split"] == "train"]) == training.max_steps
 
 
 def at_step(number, action):

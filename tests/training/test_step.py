@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import config, copied, differing_leaves
+from small import config, copied, differing_leaves, primitives
 
 from sem_jax.data import Batch
 from sem_jax.data.tokenizers.char import CharTokenizer
@@ -58,6 +58,10 @@ def step(fresh):
 @pytest.fixture
 def state(fresh):
     return copied(fresh[1])
+
+
+def test_a_step_calls_nothing_on_the_host(fresh, step):
+    assert [name for name in primitives(jax.make_jaxpr(step)(fresh[1], BATCH)) if "callback" in name] == []
 
 
 @pytest.fixture(scope="module")
