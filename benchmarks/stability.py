@@ -51,32 +51,33 @@ _LOAD = flags.DEFINE_string("load", "", "File of results to print and draw inste
 
 Results = dict[str, list[dict[str, Any]]]  # by setting, the summary of each seed
 
-# Columns of the figure: settings with colours of Okabe and Ito, distinct to the colour-blind.
+# Columns of the figure: (setting, label, line) with colours of Okabe and Ito, distinct to the colour-blind.
+_LINES = (("#D55E00", "-"), ("#0072B2", "-."), ("#E69F00", "--"), ("#009E73", ":"))
 PANELS = {
-    "solver and gradient": {
-        "CG on I + ihH, 3 iterations": ("#E69F00", "-"),
-        "CG on I + ihH, 8 iterations": ("#D55E00", "--"),
-        "CG on I + ihH, 20 iterations": ("#CC79A7", "-."),
-        "one-step gradient": ("#0072B2", ":"),
-    },
-    "noise, precision, learning rate": {
-        "unfloored noise, T = 1e-4": ("#D55E00", "-"),
-        "unfloored noise, T = 1e-5": ("#E69F00", "--"),
-        "bf16": ("#009E73", "-."),
-        "lr 6e-4": ("#0072B2", ":"),
-    },
-    "all together, cold start": {
-        "old settings": ("#D55E00", "-"),
-        "old settings, lr 6e-4": ("#E69F00", "--"),
-        "the report's new settings": ("#0072B2", "-."),
-        "the report's new settings, lr 6e-4": ("#009E73", ":"),
-    },
-    "warm start": {
-        "old settings, warm start": ("#D55E00", "-"),
-        "the report's new settings, warm start": ("#0072B2", "-."),
-        "CG on I + ihH, 3 iterations, warm start": ("#E69F00", "--"),
-        "warm start": ("#009E73", ":"),
-    },
+    "warm start": (
+        ("old settings, warm start", "old settings: the original"),
+        ("the report's new settings, warm start", "the report's new settings"),
+        ("CG on I + ihH, 3 iterations, warm start", "CG on I + ihH, 3 iterations"),
+        ("warm start", "CG on I + h²H²"),
+    ),
+    "old and new settings, cold start": (
+        ("old settings", "old"),
+        ("the report's new settings", "new"),
+        ("old settings, lr 6e-4", "old, lr 6e-4"),
+        ("the report's new settings, lr 6e-4", "new, lr 6e-4"),
+    ),
+    "solver and gradient, cold start": (
+        ("CG on I + ihH, 20 iterations", "CG on I + ihH, 20 iterations"),
+        ("CG on I + ihH, 8 iterations", "CG on I + ihH, 8 iterations"),
+        ("CG on I + ihH, 3 iterations", "CG on I + ihH, 3 iterations"),
+        ("one-step gradient", "one-step gradient"),
+    ),
+    "noise, precision, learning rate": (
+        ("unfloored noise, T = 1e-4", "unfloored noise, T = 1e-4"),
+        ("unfloored noise, T = 1e-5", "unfloored noise, T = 1e-5"),
+        ("bf16", "bf16"),
+        ("lr 6e-4", "lr 6e-4"),
+    ),
 }
 ROWS = {"nll": "nats a byte", "h_lambda": "hλ, worst layer", "residual": "worst residual of the solve"}
 
@@ -196,13 +197,13 @@ def draw(panel: Any, runs: list[dict[str, Any]], key: str, label: str, colour: s
 
 def plot(plt: Any, results: Results, path: str) -> None:
     """A column a group of settings, the fixed recipe in grey in each."""
-    figure, axes = plt.subplots(len(ROWS), len(PANELS), figsize=(10, 8.2), sharex=True, sharey="row")
-    for column, (title, styles) in enumerate(PANELS.items()):
+    figure, axes = plt.subplots(len(ROWS), len(PANELS), figsize=(12, 8.2), sharex=True, sharey="row")
+    for column, (title, settings) in enumerate(PANELS.items()):
         for panel, (key, label) in zip(axes[:, column], ROWS.items(), strict=True):
             draw(panel, results[FIXED.name], key, FIXED.name, "#777777", "-")
-            for name, style in styles.items():
+            for (name, short), line in zip(settings, _LINES, strict=True):
                 if name in results:
-                    draw(panel, results[name], key, name, *style)
+                    draw(panel, results[name], key, short, *line)
             if key == "residual":
                 panel.set_yscale("log")
             if not column:

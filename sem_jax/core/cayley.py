@@ -4,8 +4,9 @@ H is real, symmetric and positive semi-definite, so U is unitary (‖x‖ = ‖�
 
 Why not plain conjugate gradients on (I + ihH)x = (I − ihH)ψ? That matrix is not Hermitian. CG divides by the curvature
 ⟨p, (I + ihH)p⟩, whose real part is ‖p‖²: the step lengths know nothing of H. Although the condition number is close to
-1, the residual never falls, and more iterations make it worse (`cg_on_cayley` shows it). Multiplying by (I − ihH) gives
-the normal equations
+1, the residual never falls, and more iterations make it worse (`cg_on_cayley` shows it). Started at the answer to the
+previous batch, as the PyTorch original does, it multiplies the error of that answer, until training overflows
+(docs/stability.md). Multiplying by (I − ihH) gives the normal equations
 
     (I + h²H²) z = (I − ihH) ψ,    x = 2z − ψ,
 
