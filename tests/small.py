@@ -107,7 +107,7 @@ def shared_programs() -> Iterator[None]:
             return parts, jax.device_put(copied(start), jax.devices()[0])
 
         patch.setattr(loop, "init_state", init_state)
-        patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))
+        patch.setattr(loop, "make_train_step", functools.cache(quick_train_step))
         patch.setattr(evaluation, "make_eval_step", functools.cache(step.make_eval_step))
         patch.setattr(language_model.LanguageModel, "generate", lambda self, prompt: prompt)
         yield
@@ -138,6 +138,11 @@ def quick_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:  # another compiler does not know them
         return {}
     return options
+
+
+def quick_train_step(graphdef: Any, config: Config) -> step.TrainStep:
+    """`make_train_step` under `quick_options`."""
+    return jax.jit(step.make_train_step(graphdef, config), donate_argnums=0, compiler_options=quick_options())
 
 
 def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

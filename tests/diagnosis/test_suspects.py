@@ -9,18 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import copied, text_config
+from small import copied, quick_options, text_config
 
 from sem_jax.config import PropagatorConfig
 from sem_jax.data import open_dataset
+from sem_jax.diagnosis import diagnose as module
 from sem_jax.diagnosis.diagnose import diagnose, diagnose_run
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.table import format_diagnosis
+from sem_jax.diagnosis.walk import make_measurement
 from sem_jax.training.health import Finding, propagator_findings
 from sem_jax.training.state import init_state
 from sem_jax.training.workdir import create_workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(quick_compilation):
+    def compiled(*args):
+        return jax.jit(make_measurement(*args), compiler_options=quick_options())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_compiled_measurement", functools.cache(compiled))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import config
+from small import config, quick_options
 
 from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.graph import DenseHamiltonian
@@ -67,7 +67,7 @@ def measured(form):
             psi, _ = walk(model, tokens[:, :-1], resets[:, :-1], empty_slots(cfg.model))
             return measure(params, buffers, batch), psi, jax.value_and_grad(loss, has_aux=True)(params)
 
-        return batch, *jax.device_get(jax.jit(both)(parts.params, parts.buffers))
+        return batch, *jax.device_get(jax.jit(both, compiler_options=quick_options())(parts.params, parts.buffers))
 
 
 @pytest.mark.parametrize("form", ["default", pytest.param("reference", marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from small import quick_options
+from small import quick_options, quick_train_step
 from torch_reference import ComplexAdamW, document_positions
 
 from sem_jax.config import Config, OptimizerConfig, TrainingConfig
@@ -20,7 +20,6 @@ from sem_jax.interop import export_state_dict
 from sem_jax.modules.model import ModelParts
 from sem_jax.optim import langevin, make_optimizer
 from sem_jax.training.state import TrainState
-from sem_jax.training.step import make_train_step
 
 from .comparison import FLOAT64
 from .pair import (
@@ -110,7 +109,7 @@ def train_ours(run: Run, dtype: np.dtype) -> tuple[Arrays, list[float]]:
     config, parts = run.config, initial_parts(run, dtype)
     moments = jax.jit(make_optimizer(config.optimizer, STEPS, config.training.seed).init)(parts.params)
     state = TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, moments, None)
-    step = jax.jit(make_train_step(parts.graphdef, config), compiler_options=quick_options())
+    step = quick_train_step(parts.graphdef, config)
     losses, rates = [], []
     for batch in batches(run):
         state, metrics = step(state, cast(batch, dtype))

@@ -14,12 +14,15 @@ from small import TEXT, differing_leaves, shared_programs, text_config
 import sem_jax
 from sem_jax.config import ConfigError
 from sem_jax.data import DataError, open_dataset
+from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.optim import Reason
 from sem_jax.training import loop
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.reporter import Reporter, TrainingDiverged
 from sem_jax.training.state import abstract_state
+from sem_jax.training.step import StepMetrics
 from sem_jax.training.workdir import checkpoint_folder, open_workdir
 
 STEPS = 200
@@ -98,9 +101,7 @@ class Unread:
 
 
 def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, workdir):
-    training = dataclasses.replace(
-        config.training, max_steps=12, log_every=1, health_every=1, eval_every=100, checkpoint_every=100
-    )
+    training = config.training
     dispatched = 0
 
     def make_step(graphdef, config):
@@ -110,17 +111,36 @@ def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, 
             nonlocal dispatched
             dispatched = number = dispatched + 1
             state, metrics = train_step(state, batch)
+            pauses = number % training.eval_every == 0 or number % training.checkpoint_every == 0
 
             def may_be_read():
-                return dispatched > number or number == training.max_steps
+                return dispatched > number or pauses
 
             return state, jax.tree.map(lambda leaf: Unread(leaf, may_be_read), metrics)
 
         return step
 
-    optimizer = dataclasses.replace(config.optimizer, warmup_steps=2, decay_steps=2)
-    train(dataclasses.replace(config, training=training, optimizer=optimizer), workdir, make_step=make_step)
-    assert len([line for line in metrics_of(workdir) if line["split"] == "train"]) == training.max_steps
+    train(config, workdir, make_step=make_step)
+    lines = [line["step"] for line in metrics_of(workdir) if line["split"] == "train"]
+    assert lines == list(range(training.log_every, STEPS + 1, training.log_every))
+
+
+def test_a_skipped_step_does_not_hide_the_loss_of_its_neighbours(config, workdir):
+    losses = [2.0, math.nan, 4.0, 6.0, math.nan, math.nan]
+    number = np.zeros(())
+    like = StepMetrics(*[number] * 9, PropagatorStats(*[np.zeros(1)] * 4), None)
+    dataset = open_dataset(config.data, 0, config.training.global_batch)
+    spaced = dataclasses.replace(config, training=dataclasses.replace(config.training, log_every=2))
+    workdir.mkdir()
+    with Reporter(spaced, dataset, workdir, 0, abstract_state(config)[0], None) as report:
+        for step, loss in enumerate(losses, start=1):
+            bad = np.int32(math.isnan(loss))
+            skipped = {"consecutive": bad, "reason": np.int32(Reason.LOSS), "leaf": np.int32(-1)}
+            report.step(step, like._replace(loss=np.float32(loss), nll=np.float32(loss), **skipped))
+    lines = {line["step"]: line for line in metrics_of(workdir) if line["split"] == "train"}
+    for name in ("loss", "nll"):
+        assert [lines[step][name] for step in (2, 4)] == [2.0, 5.0]
+        assert math.isnan(lines[6][name])  # none was taken
 
 
 def at_step(number, action):
