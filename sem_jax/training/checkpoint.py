@@ -140,8 +140,7 @@ class Checkpointer:
             arrays = self._read_arrays(step, self._read_record(step)).values()
         except _Damaged:
             return False
-        floats = (array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact))
-        return all((np.abs(array) <= math.sqrt(jnp.finfo(array.dtype).max)).all() for array in floats)
+        return all(_is_sound(array) for array in arrays)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
@@ -257,6 +256,13 @@ def _reading(part: str) -> Iterator[None]:
         raise  # says nothing about the files
     except Exception as error:  # broken files raise whatever the parser at that byte happens to raise
         raise _Damaged(f"{part} cannot be read ({_summary(error)})") from error
+
+
+def _is_sound(array: np.ndarray) -> bool:
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return True
+    largest = jnp.finfo(jnp.promote_types(array.dtype, jnp.float32)).max
+    return bool((np.abs(array) <= math.sqrt(largest)).all())
 
 
 def _summary(error: Exception) -> str:
