@@ -171,7 +171,7 @@ def ema_rate(config: TrainingConfig, step: Array | int) -> Array | float:
     final = 1 - config.ema_decay
     if not config.ema_decay_steps:
         return final
-    remaining = jnp.maximum(1 - step / config.ema_decay_steps, 0)
+    remaining = jnp.maximum(config.ema_decay_steps - step, 0) / config.ema_decay_steps  # exactly 0 in the end
     return final + (config.ema_decay - config.ema_decay_start) * remaining
 
 
