@@ -88,6 +88,7 @@ def make_batch(seed):
 BATCH = make_batch(0)
 BAD = BATCH._replace(weights=np.where(np.arange(SEQUENCES)[:, None] == 3, np.nan, BATCH.weights).astype(np.float32))
 
+LIKELIHOODS = ["born", pytest.param("reference", marks=pytest.mark.slow)]
 PLAIN = {"training__distill_weight": 0.0}
 NO_AVERAGE = {**PLAIN, "training__ema_decay": 0.0, "training__ema_decay_steps": 0}
 
@@ -106,7 +107,7 @@ def softened(config, params, buffers):
     return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("likelihood", ["born", "reference"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_loss_is_the_weighted_sum_of_the_hard_one_and_the_divergence(likelihood):
     config = run_config(model__likelihood=likelihood)
     state = start(config)
@@ -126,7 +127,7 @@ def test_the_loss_is_the_weighted_sum_of_the_hard_one_and_the_divergence(likelih
     assert hard.divergence is None
 
 
-@pytest.mark.parametrize("likelihood", ["born", "reference"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_micro_batches_of_unequal_weight_add_up_to_the_whole_batch(likelihood):
     configs = [run_config(model__likelihood=likelihood, training__micro_batch=size) for size in (2, SEQUENCES)]
     (parts, part), (whole, single) = (step_of(config)(start(config), BATCH) for config in configs)
