@@ -137,10 +137,10 @@ class WarmPropagator(Propagator):
     def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, WarmStats]:
         hamiltonian, options, h = self.hamiltonian(), self.solver_options(), self.config.cayley_dt / 2
         psi = self.kerr(psi)
-        x = jax.lax.stop_gradient(warm_solve(hamiltonian, psi, self.previous[...], h, options))
-        residual = jax.lax.stop_gradient(cayley_residual(hamiltonian, psi, x, h))
-        drift = jnp.abs(jnp.linalg.norm(x, axis=-1) / jax.lax.stop_gradient(jnp.linalg.norm(psi, axis=-1)) - 1)
-        stats = WarmStats(jnp.max(residual), jnp.max(drift), x)
+        problem = jax.lax.stop_gradient((hamiltonian, psi))
+        x = warm_solve(*problem, self.previous[...], h, options)
+        drift = jnp.abs(jnp.linalg.norm(x, axis=-1) / jnp.linalg.norm(problem[1], axis=-1) - 1)
+        stats = WarmStats(jnp.max(cayley_residual(*problem, x, h)), jnp.max(drift), x)
         if self.gradient == "one step":
             return one_step_gradient(hamiltonian, psi, x, h), stats
         cold = cayley_step(hamiltonian, psi, h, options)[0]

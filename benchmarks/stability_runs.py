@@ -137,11 +137,12 @@ def make_chunk(program: Program, config: Config, buffers: Params) -> Callable:
             updates, moments = optimizer.update(grads, opt_state, params, step=number)
             proposal = optax.apply_updates(params, updates), moments
             finite = jnp.isfinite(loss) & all_finite(grads) & all_finite(proposal[0])
-            kept = (params, opt_state) if program.recovery else proposal
-            params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, kept)
+            if program.recovery:
+                before = params, opt_state
+                proposal = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposal, before)
             record = StepRecord(nll, finite, jnp.max(stats.residual), jnp.max(stats.norm_drift))
             first = jax.tree.map(lambda new, old: jnp.where(number == start, new, old), edge_weights(grads), first)
-            return (Carry(params, opt_state, answers), first), record
+            return (Carry(*proposal, answers), first), record
 
         nothing = jax.tree.map(jnp.zeros_like, edge_weights(carry.params))
         numbers = start + jnp.arange(CHUNK, dtype=jnp.int32)

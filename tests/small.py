@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,9 +141,20 @@ def quick_options() -> dict[str, Any]:
     return options
 
 
+def quickly(train_step: Any) -> Any:
+    """A training step, compiled under `quick_options`; it donates the state's buffers as every step does."""
+    return jax.jit(train_step, donate_argnums=0, compiler_options=quick_options())
+
+
 def quick_train_step(graphdef: Any, config: Config) -> step.TrainStep:
-    """`make_train_step` under `quick_options`."""
-    return jax.jit(step.make_train_step(graphdef, config), donate_argnums=0, compiler_options=quick_options())
+    """`make_train_step`, compiled quickly."""
+    return quickly(step.make_train_step(graphdef, config))
+
+
+def example_in(page: Path) -> Any:
+    """The one Python example of a page, ready to be executed."""
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return compile(example, str(page), "exec")
 
 
 def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

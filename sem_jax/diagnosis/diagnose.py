@@ -16,6 +16,7 @@ from sem_jax.diagnosis.parameters import parameter_stats
 from sem_jax.diagnosis.report import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.walk import make_measurement
+from sem_jax.optim import leaf_names
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.workdir import restore_run, with_own_tokenizer
 
@@ -33,18 +34,16 @@ def diagnose(config: Config, graphdef: Any, state: TrainState, batch: Batch) -> 
     measure = _compiled_measurement(graphdef, config.model, config.optimizer.unitary_lambda)
     measured = measure(state.params, state.buffers, batch)
     parameters = parameter_stats(config, state, measured.gradients)
-    found = collect(config, int(state.step), jax.device_get(measured), parameters, batch.weights.shape)
-    found = dataclasses.replace(found, damaged=damaged_leaves(state))
+    damaged = damaged_leaves(state)
+    found = collect(config, int(state.step), jax.device_get(measured), parameters, damaged, batch.weights.shape)
     return dataclasses.replace(found, suspects=find_suspects(config, found))
 
 
 def damaged_leaves(state: TrainState) -> list[str]:
     """Names of the arrays of the state, parameters aside, that hold numbers which are not finite."""
-    others = state._replace(params={})
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(others))
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if not np.isfinite(leaf).all()
-    ]
+    others = jax.device_get(state._replace(params={}))
+    named = zip(leaf_names(others, ()), jax.tree.leaves(others), strict=True)
+    return [name for name, leaf in named if not np.isfinite(leaf).all()]
 
 
 @functools.cache

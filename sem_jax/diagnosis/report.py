@@ -92,15 +92,21 @@ class Diagnosis:
 
 
 def collect(
-    config: Config, step: int, measured: Measurement, parameters: dict[str, ParameterStats], tokens: tuple[int, int]
+    config: Config,
+    step: int,
+    measured: Measurement,
+    parameters: dict[str, ParameterStats],
+    damaged: list[str],
+    tokens: tuple[int, int],
 ) -> Diagnosis:
-    """The diagnosis without damaged leaves and suspects.
+    """The diagnosis without suspects.
 
     Args:
       config: the experiment.
       step: that the parameters are of.
       measured: on the host.
       parameters: by component; as from `parameter_stats`.
+      damaged: names of leaves of the state.
       tokens: (B, S) of the batch.
     """
     components: dict[str, Component] = {}
@@ -145,7 +151,7 @@ def collect(
         ],
         propagators=[_propagator(config, measured, components, layer) for layer in layers],
         noise_to_update=parameters[WHOLE].noise_to_update,
-        damaged=[],
+        damaged=damaged,
         suspects=[],
     )
 

@@ -24,8 +24,8 @@ KEPT_LIMIT = 1.0  # columns of a row that are not zero
 COLUMN_ENTROPY_LIMIT = 1.0  # bits; two columns then serve all tokens
 NOISE_LIMIT = 1.0
 LOSS_MARGIN = 1.0  # nats above log V, what a uniform guess costs
-SIZE_LIMIT = 100.0  # rms of a wave that no norm follows; of order one in a healthy model
-HUGE = 1e9  # squares of a part that reaches it overflow in the fourth power, which later parts may form
+SIZE_LIMIT = 100.0  # rms of the first and of the last wave; of order one in a healthy model
+HUGE = 1e9  # its fourth power is near the largest float32
 MEMORY_LIMIT = 0.01  # largest |a|; of an input 1 % is left one token later
 
 _LINEAR = ("spinor_gate", "conv", "ssm", "out_proj", "residual")
@@ -64,14 +64,20 @@ def _not_finite(components: list[Component]) -> Iterator[Finding]:
                 text += f", nor is its output from {c.first_bad} on"
             yield _broken(c.name, "parameters", f"{text}; go back to an earlier checkpoint and")
         elif c is origin:
-            text = f"{c.name}: {c.bad} entries of its output are not finite, the first at {c.first_bad}"
-            text += " [sequence, position, channel], though its parameters are"
-            huge = next((before for before in components[: components.index(c)] if before.output["largest"] > HUGE), c)
-            if huge is not c:
-                text = f"{huge.name}: its output reaches {huge.output['largest']:.1e}, which overflows later on; {text}"
-            yield _broken(huge.name, "output", f"{text};")
+            yield _overflow(c, components[: components.index(c)])
     if origin is None:
         yield from _bad_gradients(components)
+
+
+def _overflow(c: Component, before: list[Component]) -> Finding:
+    """An output that is not finite although its parameters are: blamed on the first huge output before it."""
+    text = f"{c.name}: {c.bad} entries of its output are not finite, the first at {c.first_bad}"
+    text += " [sequence, position, channel], though its parameters are;"
+    for grown in before:
+        if grown.output["largest"] > HUGE:
+            cause = f"{grown.name}: its output reaches {grown.output['largest']:.1e}, which overflows later on;"
+            return _broken(grown.name, "output", f"{cause} {text}")
+    return _broken(c.name, "output", text)
 
 
 def _bad_gradients(components: list[Component]) -> Iterator[Finding]:
@@ -111,11 +117,11 @@ def _sizes(components: list[Component]) -> Iterator[Finding]:
                 "config.optimizer.weight_decay or config.optimizer.learning_rate"
             )
             yield Finding(c.name, "gain", c.gain, DEAD_GAIN, _WEIGHTS, text)
-        if c.name in ("encoder.wave", "head.final_norm") and c.output["rms"] > SIZE_LIMIT:
+        is_end = c.name in ("encoder.wave", "head.final_norm")
+        if is_end and c.output["rms"] > SIZE_LIMIT:
             text = f"{c.name}: its output has an rms of {c.output['rms']:.3g}, above {SIZE_LIMIT:g}; {_SHRINK}"
             yield Finding(c.name, "size", c.output["rms"], SIZE_LIMIT, _WEIGHTS, text)
-        is_wave = group in ("mixers", "propagators") or c.name in ("encoder.wave", "head.final_norm")
-        if is_wave and c.output["tail"] < TAIL_LIMIT:
+        if (is_end or group in ("mixers", "propagators")) and c.output["tail"] < TAIL_LIMIT:
             tail = c.output["tail"]
             text = (
                 f"{c.name}: tail index {tail:.2f}, below {TAIL_LIMIT:g}: a few entries hold all the power (kurtosis "

@@ -9,7 +9,7 @@ from sem_jax.optim.chain import LangevinAdamWState, guarded, langevin_adamw, mak
 from sem_jax.optim.clipping import clip_by_global_norm
 from sem_jax.optim.complex_adam import bias_corrected_second_moment, scale_by_complex_adam
 from sem_jax.optim.conjugate import conjugate_gradients
-from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, leaf_names
+from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, is_sound, leaf_names
 from sem_jax.optim.groups import group_rates, parameter_factors, scale_by_group
 from sem_jax.optim.langevin import langevin_noise, with_langevin_noise
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
@@ -30,6 +30,7 @@ __all__ = [
     "global_norm",
     "group_rates",
     "guarded",
+    "is_sound",
     "langevin_adamw",
     "langevin_noise",
     "leaf_names",

@@ -169,14 +169,14 @@ def leaf_names(params: optax.Params, inner_state: optax.OptState) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
-def _is_sound(array: jax.typing.ArrayLike) -> jax.Array:
-    """Whether the squares are finite, of each entry; for half precision in float32."""
+def is_sound(array: jax.typing.ArrayLike) -> jax.Array:
+    """Whether an entry's square is finite, bool of the array's shape; for half precision in float32."""
     array = jnp.asarray(array)
     return jnp.isfinite(abs_sq(array.astype(jnp.promote_types(array.dtype, jnp.float32))))
 
 
 def _all_sound(tree: Any) -> jax.Array:
-    return jnp.stack([_is_sound(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    return jnp.stack([is_sound(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _judge(
@@ -218,7 +218,7 @@ def _judge_gradients(grads: Any, max_norm: float) -> jax.Array:
 
 
 def _reasons(reason: Reason, array: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.where(_is_sound(array), jnp.uint8(0), jnp.uint8(reason))
+    return jnp.where(is_sound(array), jnp.uint8(0), jnp.uint8(reason))
 
 
 def _worst(*reasons: jax.Array) -> jax.Array:

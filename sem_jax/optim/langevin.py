@@ -137,18 +137,13 @@ def with_langevin_noise(
 
 
 def _adam_state(state: optax.OptState) -> optax.ScaleByAdamState:
-    nodes = jax.tree.leaves(state, is_leaf=_is_adam_state)
-    found = [node for node in nodes if _is_adam_state(node)]
+    found = [node for _, node in optax.tree.get_all_with_path(state, "ScaleByAdamState")]
     if len(found) != 1:
         raise ValueError(
             f"Langevin noise needs the second moment of Adam: the optimizer's state must hold one "
             f"optax.ScaleByAdamState, and holds {len(found)}; give an optimizer such as optax.adamw"
         )
     return found[0]
-
-
-def _is_adam_state(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)
 
 
 def _leaf_key(seed: int, path: tuple[Any, ...], step: jax.typing.ArrayLike) -> jax.Array:

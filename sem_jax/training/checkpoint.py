@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+from sem_jax.optim import is_sound
 
 PyTree = Any
 Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "crc32": 2774}
@@ -140,7 +141,7 @@ class Checkpointer:
             arrays = self._read_arrays(step, self._read_record(step)).values()
         except _Damaged:
             return False
-        return all(_is_sound(array) for array in arrays)
+        return all(is_sound(array).all() for array in arrays)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
@@ -256,13 +257,6 @@ def _reading(part: str) -> Iterator[None]:
         raise  # says nothing about the files
     except Exception as error:  # broken files raise whatever the parser at that byte happens to raise
         raise _Damaged(f"{part} cannot be read ({_summary(error)})") from error
-
-
-def _is_sound(array: np.ndarray) -> bool:
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return True
-    largest = jnp.finfo(jnp.promote_types(array.dtype, jnp.float32)).max
-    return bool((np.abs(array) <= math.sqrt(largest)).all())
 
 
 def _summary(error: Exception) -> str:

@@ -1,7 +1,6 @@
 import itertools
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from scipy import stats
+from small import example_in
 
 from sem_jax.config import OptimizerConfig
 from sem_jax.optim import langevin_adamw, langevin_noise, with_langevin_noise
@@ -162,10 +162,8 @@ def test_an_optimizer_without_one_second_moment_is_refused(optimizer, number):
 
 
 def test_the_example_of_the_documentation_converges():
-    guide = pathlib.Path(__file__).parents[2] / "docs" / "optimizer.md"
-    (example,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
     names = {}
-    exec(compile(example, str(guide), "exec"), names)
+    exec(example_in(pathlib.Path(__file__).parents[2] / "docs" / "optimizer.md"), names)
     assert int(names["state"].skipped) == 0
     # The well of stiffness 2 has a standard deviation of sqrt(1e-6/2) at T = 1e-6.
     assert 0 < float(jnp.abs(names["z"] - 1j).max()) < 0.01

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small import config, copied, differing_leaves, quick_options
+from small import config, copied, differing_leaves, quickly
 
 from sem_jax.data import Batch
 from sem_jax.optim import Reason, leaf_names
@@ -38,8 +38,7 @@ def model(quick_compilation):
 @pytest.fixture(scope="module")
 def step(model):
     """The step with one fault as an argument; one compilation for all of them."""
-    faulty = make_faulty_step(model[0].graphdef, CONFIG)
-    faulty = jax.jit(faulty, donate_argnums=0, compiler_options=quick_options())
+    faulty = quickly(make_faulty_step(model[0].graphdef, CONFIG))
     return lambda state, batch, fault: faulty(copied(state), batch, [fault])
 
 

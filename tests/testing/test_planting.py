@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from small import copied, differing_leaves, quick_options, shared_programs, text_config
+from small import copied, differing_leaves, example_in, quickly, shared_programs, text_config
 
 import sem_jax
 from sem_jax.optim import Reason
@@ -46,7 +46,7 @@ def programs(quick_compilation):
 
         @functools.cache
         def make_faulty_step(graphdef, config):
-            step = jax.jit(make(graphdef, config), donate_argnums=0, compiler_options=quick_options())
+            step = quickly(make(graphdef, config))
             return lambda state, batch, planted: step(state, batch, [*planted, *[UNUSED] * (4 - len(planted))])
 
         patch.setattr(faults, "make_faulty_step", make_faulty_step)
@@ -148,12 +148,12 @@ def test_a_checkpoint_of_a_damaged_state_is_not_called_good(config, tmp_path, fa
 
 
 def test_the_example_of_the_documentation_runs(config, tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    example = example_in(GUIDE)
     build = sem_jax.config.build
     # Its configuration is only validated: to compile one more model would take longer than all of this file.
     monkeypatch.setattr(sem_jax.config, "build", lambda fields: config if build(fields) else None)
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, str(GUIDE), "exec"), {})
+    exec(example, {})
     said = capsys.readouterr().out
     assert f"step 6: skipped, gradient not finite or too large in {LEAF}; parameters unchanged, LR scale was 1" in said
     assert read_metrics("runs/fault/metrics.jsonl")[-1]["step"] == STEPS
