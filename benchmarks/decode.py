@@ -22,7 +22,7 @@ from absl import app, flags
 from shapes import Shape, configuration
 from timing import Timing, bound, interleaved, machine, milliseconds, table, write_json
 
-from sem_jax.decoding import Decoder, SamplingOptions
+from sem_jax.inference.decoding import Decoder, SamplingOptions
 from sem_jax.modules.model import ModelParts, ModelState, init_model
 
 _CONTEXTS = flags.DEFINE_list("contexts", ["64", "1024", "4096", "65536"], "Tokens read before.")

@@ -16,12 +16,12 @@ from sem_jax.config import Config
 from sem_jax.core.cayley import dense_unitary
 from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm
 from sem_jax.core.selective import selective_recurrence
-from sem_jax.losses import born_loss
 from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.mixer import Mixer, MixerState, SelectiveSSM
 from sem_jax.modules.model import scan_layers, stack_layers
 from sem_jax.modules.propagator import Propagator
 from sem_jax.modules.readout import Readout
+from sem_jax.training.loss import born_loss
 
 
 class Part(NamedTuple):

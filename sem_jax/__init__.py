@@ -11,7 +11,7 @@ In a notebook:
 from sem_jax.api import init, load
 from sem_jax.config import Config, ConfigError, build, default
 from sem_jax.data import DataError
-from sem_jax.language_model import LanguageModel
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.training.checkpoint import CheckpointError
 
 __all__ = ["CheckpointError", "Config", "ConfigError", "DataError", "LanguageModel", "build", "default", "init", "load"]

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from sem_jax.config import Config, build, override, with_vocabulary
 from sem_jax.data import DataError, load_tokenizer, open_dataset
 from sem_jax.data.tokenizers import IdsTokenizer
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
-from sem_jax.language_model import LanguageModel
 from sem_jax.modules.model import ModelParts, init_model, split_model
 from sem_jax.training.state import evaluated_params, start_state
 from sem_jax.training.workdir import create_workdir, restore_run

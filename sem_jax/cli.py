@@ -18,7 +18,7 @@ from sem_jax.data import DataError
 from sem_jax.interop import InteropError
 from sem_jax.training.checkpoint import CheckpointError
 from sem_jax.training.metrics import MetricsError
-from sem_jax.training.reporter import TrainingDiverged
+from sem_jax.training.monitor import TrainingDiverged
 
 EXPECTED = (ConfigError, DataError, InteropError, CheckpointError, MetricsError, TrainingDiverged)
 

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import build
 from sem_jax.data.files import write_atomically
-from sem_jax.diagnosis.diagnose import diagnose_config, diagnose_run
+from sem_jax.diagnosis.run import diagnose_config, diagnose_run
 from sem_jax.diagnosis.table import format_diagnosis
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")

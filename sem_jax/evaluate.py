@@ -17,7 +17,7 @@ from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import Config, build, default, override
 from sem_jax.data import open_dataset
 from sem_jax.data.arrays import read_token_freqs, read_tokens, write_arrays
-from sem_jax.language_model import LanguageModel
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.health import convergence_warnings
 from sem_jax.training.token_outputs import token_outputs

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sem_jax import language_model
 from sem_jax.config import Config, OptimizerConfig, build, override
+from sem_jax.inference import language_model
 from sem_jax.training import evaluation, loop, state, step
 
 SENTENCES = (

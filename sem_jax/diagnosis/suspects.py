@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from sem_jax.config import Config
-from sem_jax.diagnosis.report import Component, Diagnosis
+from sem_jax.diagnosis.record import Component, Diagnosis
 from sem_jax.training.health import Finding, propagator_findings
 
 GAIN_LIMIT = 10.0  # rms out over rms in; linear parts start between .2 and 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sem_jax.diagnosis.report import Component, Diagnosis
+from sem_jax.diagnosis.record import Component, Diagnosis
 
 _COMPONENTS = (
     "component", "finite", "rms in", "rms", "max", "kurt", "tail", "ΔH bits", "coher", "|g| rms", "g growth", "|g θ|",

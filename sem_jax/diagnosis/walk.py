@@ -20,11 +20,11 @@ from sem_jax.core.complex_ops import rms_norm
 from sem_jax.core.selective import transitions
 from sem_jax.data import Batch
 from sem_jax.diagnosis.statistics import Description, describe, mean_entropy, root_mean_square
-from sem_jax.losses import token_losses
 from sem_jax.modules.mixer import Mixer
 from sem_jax.modules.model import SEM, ModelParts, document_positions, scan_layers
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim.weight_decay import STACKED_GROUPS
+from sem_jax.training.loss import token_losses
 from sem_jax.training.state import Params
 
 # By group ("encoder", "mixers", "propagators", "head") and part; layers have a leading axis [L].

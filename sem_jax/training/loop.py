@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from sem_jax.config import Config, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Dataset, Prefetch, open_dataset
-from sem_jax.language_model import LanguageModel
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import ModelParts, count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
-from sem_jax.training.reporter import Reporter
+from sem_jax.training.monitor import Monitor
 from sem_jax.training.state import batch_number, evaluated_params, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import checkpoint_folder, prepare_workdir
@@ -68,7 +68,7 @@ def train(
             echo(f"resuming from step {start}")
         echo(_describe(config, dataset, count_parameters(parts.params)))
         interrupted = stack.enter_context(_interruptible(echo))
-        report = stack.enter_context(Reporter(config, dataset, workdir, start, state, checkpointer))
+        report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(dataset.train.batch, numbers))
 

@@ -13,10 +13,10 @@ from jax import Array
 from sem_jax.config import Config, TrainingConfig
 from sem_jax.core.sinkhorn import population_update
 from sem_jax.data import Batch
-from sem_jax.losses import LossSums, batch_loss, mean_divergence
 from sem_jax.modules.model import ForwardStats, ModelParts
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import global_norm, make_optimizer, make_schedule
+from sem_jax.training.loss import LossSums, batch_loss, mean_divergence
 from sem_jax.training.state import Params, TrainState
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sem_jax.losses import log_partition, token_losses
 from sem_jax.modules.model import ModelParts
+from sem_jax.training.loss import log_partition, token_losses
 
 
 def token_outputs(

@@ -3,4 +3,5 @@
 import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+sys.path += [str(BENCHMARKS), str(BENCHMARKS / "stability")]

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import stability_runs
-from flax import nnx
-from stability_causes import (
+import runs
+from causes import (
     CAUSES,
     FIXED,
     Program,
@@ -20,6 +19,7 @@ from stability_causes import (
     unfloored_std,
     warm_solve,
 )
+from flax import nnx
 
 from sem_jax.config import build, with_vocabulary
 from sem_jax.core.cayley import SolverOptions, cayley_step
@@ -153,7 +153,7 @@ def test_bf16_keeps_eight_bits_of_value_and_cotangent():
 
 def test_every_cause_has_the_parameters_of_the_fixed_recipe():
     def shapes(cause):
-        config = stability_runs.configure(cause.program, 10, 16, 1)
+        config = runs.configure(cause.program, 10, 16, 1)
         return jax.eval_shape(
             lambda: split_model(build_model(cause.program, config, nnx.Rngs(params=jax.random.key(0)))).params
         )
@@ -164,32 +164,32 @@ def test_every_cause_has_the_parameters_of_the_fixed_recipe():
 
 
 def test_every_cause_has_a_loss_and_a_gradient():
-    config = with_vocabulary(stability_runs.configure(FIXED.program, 50, 16, 1), 32)
-    params, buffers = stability_runs.initial_models(config, 1)
+    config = with_vocabulary(runs.configure(FIXED.program, 50, 16, 1), 32)
+    params, buffers = runs.initial_models(config, 1)
     params = jax.tree.map(lambda leaf: leaf[0], params)
-    answers = stability_runs.no_answers(config, 1)[0]
+    answers = runs.no_answers(config, 1)[0]
     tokens = np.zeros((4, 33), np.int32)
     batch = Batch(tokens, tokens > 0, np.ones((4, 32), np.float32))
     kinds = {(p.bf16, p.gradient, p.warm_start, p.solver): p for p in (cause.program for cause in CAUSES)}
     for program in kinds.values():
-        loss = stability_runs.make_loss(program, config, buffers)
+        loss = runs.make_loss(program, config, buffers)
         grads, (nll, _) = jax.eval_shape(jax.grad(loss, has_aux=True), params, answers, batch)
         assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
         assert nll.shape == ()
 
 
 def run(nll, finite=None):
-    return stability_runs.Run(nll=nll, finite=finite or [True] * len(nll))
+    return runs.Run(nll=nll, finite=finite or [True] * len(nll))
 
 
 def test_a_run_is_judged_by_its_first_bad_step_its_divergence_and_its_end():
     uniform = math.log(256)
     good = run([uniform + 2] * 20 + [2.0] * 180)
-    assert stability_runs.first_bad_step(good) is None
-    assert stability_runs.divergence_step(good, 256) is None
-    assert stability_runs.final_nll(good) == 2.0
+    assert runs.first_bad_step(good) is None
+    assert runs.divergence_step(good, 256) is None
+    assert runs.final_nll(good) == 2.0
     lost = run([2.0] * 30 + [uniform + 2] * 170)
-    assert stability_runs.divergence_step(lost, 256) == 31
+    assert runs.divergence_step(lost, 256) == 31
     broken = run([2.0] * 7 + [math.nan] * 193, [True] * 6 + [False] * 194)
-    assert stability_runs.first_bad_step(broken) == 7
-    assert stability_runs.final_nll(broken) == math.inf
+    assert runs.first_bad_step(broken) == 7
+    assert runs.final_nll(broken) == math.inf

@@ -14,7 +14,7 @@ PROGRAM = """
 import dataclasses
 from absl import app
 from sem_jax import diagnose
-from sem_jax.diagnosis.report import Component, Diagnosis, MixerLayer, PropagatorLayer
+from sem_jax.diagnosis.record import Component, Diagnosis, MixerLayer, PropagatorLayer
 from sem_jax.training.health import Finding
 
 def diagnose_run(workdir, step):

@@ -13,8 +13,8 @@ from small import copied, quick_options, text_config
 
 from sem_jax.config import PropagatorConfig
 from sem_jax.data import open_dataset
-from sem_jax.diagnosis import diagnose as module
-from sem_jax.diagnosis.diagnose import diagnose, diagnose_run
+from sem_jax.diagnosis import run as module
+from sem_jax.diagnosis.run import diagnose, diagnose_run
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.table import format_diagnosis
 from sem_jax.diagnosis.walk import make_measurement

@@ -11,10 +11,10 @@ from small import config, quick_options
 from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.graph import DenseHamiltonian
 from sem_jax.data import Batch
-from sem_jax.diagnosis.report import cg_iterations, largest_eigenvalue
+from sem_jax.diagnosis.record import cg_iterations, largest_eigenvalue
 from sem_jax.diagnosis.walk import empty_slots, make_measurement, walk
-from sem_jax.losses import batch_loss
 from sem_jax.modules.model import ModelParts
+from sem_jax.training.loss import batch_loss
 from sem_jax.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -15,8 +15,8 @@ from sem_jax import api
 from sem_jax.config import ConfigError, build, override
 from sem_jax.data import DataError
 from sem_jax.data.tokenizers import ByteTokenizer, CharTokenizer
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import InteropError, export_state_dict
-from sem_jax.language_model import LanguageModel
 from sem_jax.training import loop
 from sem_jax.training.loop import train
 

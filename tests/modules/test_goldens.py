@@ -30,10 +30,10 @@ from flax import nnx
 from sem_jax.config import MixerConfig, OptimizerConfig
 from sem_jax.core.complex_ops import abs_sq, rms_norm
 from sem_jax.interop import export_state_dict, import_state_dict, names
-from sem_jax.losses import reference_loss
 from sem_jax.modules.mixer import MixerState, SelectiveSSM
 from sem_jax.modules.model import ModelParts, document_positions, split_model
 from sem_jax.optim import langevin_adamw
+from sem_jax.training.loss import reference_loss
 
 # Self-loops added to every layer, as layers of unequal size need: they must change nothing and get no gradient.
 EXTRA_EDGES = 3

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sem_jax.core.complex_ops import abs_sq, one_minus_exp_neg, rms_norm
-from sem_jax.losses import batch_loss, born_loss, reference_loss
 from sem_jax.modules.mixer import MixerState
+from sem_jax.training.loss import batch_loss, born_loss, reference_loss
 
 from .pair import REFERENCE, UNITARY_LAMBDA, Inputs
 

@@ -17,7 +17,7 @@ from sem_jax.testing import Fault, Place, faults, planting
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
-from sem_jax.training.reporter import TrainingDiverged
+from sem_jax.training.monitor import TrainingDiverged
 from sem_jax.training.state import abstract_state
 from sem_jax.training.workdir import checkpoint_folder, open_workdir
 

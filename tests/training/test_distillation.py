@@ -23,7 +23,7 @@ from sem_jax.modules.model import ModelParts, init_model
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
-from sem_jax.training.reporter import Reporter
+from sem_jax.training.monitor import Monitor
 from sem_jax.training.state import abstract_state, init_state
 from sem_jax.training.step import ema_rate, make_eval_step, make_train_step
 from sem_jax.training.workdir import checkpoint_folder, open_workdir
@@ -260,7 +260,7 @@ def test_a_run_reports_the_divergence_of_its_training_only(text_run):
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(text_run, tmp_path, monkeypatch):
     config, uninterrupted = text_run
-    original = Reporter.step
+    original = Monitor.step
 
     def step(self, step, metrics):
         if step == 7:
@@ -268,7 +268,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(text_run, tmp_path, monkeyp
         original(self, step, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reporter, "step", step)
+        patch.setattr(Monitor, "step", step)
         assert train(config, tmp_path).step == 7
     assert train(config, tmp_path).finished
     assert differing_leaves(final_state(uninterrupted), final_state(tmp_path)) == []

@@ -20,7 +20,7 @@ from sem_jax.training import loop
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
-from sem_jax.training.reporter import Reporter, TrainingDiverged
+from sem_jax.training.monitor import Monitor, TrainingDiverged
 from sem_jax.training.state import abstract_state
 from sem_jax.training.step import StepMetrics
 from sem_jax.training.workdir import checkpoint_folder, open_workdir
@@ -132,7 +132,7 @@ def test_a_skipped_step_does_not_hide_the_loss_of_its_neighbours(config, workdir
     dataset = open_dataset(config.data, 0, config.training.global_batch)
     spaced = dataclasses.replace(config, training=dataclasses.replace(config.training, log_every=2))
     workdir.mkdir()
-    with Reporter(spaced, dataset, workdir, 0, abstract_state(config)[0], None) as report:
+    with Monitor(spaced, dataset, workdir, 0, abstract_state(config)[0], None) as report:
         for step, loss in enumerate(losses, start=1):
             bad = np.int32(math.isnan(loss))
             skipped = {"consecutive": bad, "reason": np.int32(Reason.LOSS), "leaf": np.int32(-1)}
@@ -144,8 +144,8 @@ def test_a_skipped_step_does_not_hide_the_loss_of_its_neighbours(config, workdir
 
 
 def at_step(number, action):
-    """`Reporter.step` with an action just before one step is reported."""
-    original = Reporter.step
+    """`Monitor.step` with an action just before one step is reported."""
+    original = Monitor.step
 
     def step(self, step, metrics):
         if step == number:
@@ -184,7 +184,7 @@ def test_lines_hold_the_names_that_users_read(uninterrupted):
 
 def test_a_line_is_the_mean_of_the_steps_since_the_last(config, workdir, monkeypatch):
     seen = []
-    original = Reporter.step
+    original = Monitor.step
 
     def step(self, step, metrics):
         seen.append(float(metrics.nll))
@@ -192,7 +192,7 @@ def test_a_line_is_the_mean_of_the_steps_since_the_last(config, workdir, monkeyp
         if step == 20:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Reporter, "step", step)
+    monkeypatch.setattr(Monitor, "step", step)
     train(config, workdir)
     lines = [line["nll"] for line in metrics_of(workdir) if line["split"] == "train"]
     np.testing.assert_allclose(lines, [np.mean(seen[:10]), np.mean(seen[10:])], rtol=1e-6)
@@ -203,7 +203,7 @@ def test_a_line_is_the_mean_of_the_steps_since_the_last(config, workdir, monkeyp
 
 def test_ctrl_c_finishes_the_step_saves_and_gives_the_signal_back(config, workdir, monkeypatch):
     said, before = [], signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(Reporter, "step", at_step(7, lambda: signal.raise_signal(signal.SIGINT)))
+    monkeypatch.setattr(Monitor, "step", at_step(7, lambda: signal.raise_signal(signal.SIGINT)))
     result = train(config, workdir, said.append)
     assert (result.step, result.finished) == (7, False)
     assert math.isfinite(result.validation["nll"])
@@ -218,14 +218,14 @@ def test_a_second_ctrl_c_stops_at_once(config, workdir, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Reporter, "step", at_step(3, twice))
+    monkeypatch.setattr(Monitor, "step", at_step(3, twice))
     with pytest.raises(KeyboardInterrupt):
         train(config, workdir)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(config, workdir, uninterrupted, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Reporter, "step", at_step(120, lambda: signal.raise_signal(signal.SIGINT)))
+        patch.setattr(Monitor, "step", at_step(120, lambda: signal.raise_signal(signal.SIGINT)))
         assert train(config, workdir).step == 120
     said = []
     assert train(config, workdir, said.append).finished
@@ -242,7 +242,7 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
         raise OSError("the machine is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reporter, "step", at_step(183, crash))
+        patch.setattr(Monitor, "step", at_step(183, crash))
         with pytest.raises(OSError, match="the machine is gone"):
             train(config, workdir)
     assert metrics_of(workdir)[-1]["step"] == 180

@@ -8,7 +8,7 @@ from small import config, copied, differing_leaves, primitives, quick_train_step
 
 from sem_jax.data import Batch
 from sem_jax.data.tokenizers.char import CharTokenizer
-from sem_jax.language_model import LanguageModel
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import ModelParts
 from sem_jax.optim import Reason
 from sem_jax.training.state import abstract_state, evaluated_params, init_state

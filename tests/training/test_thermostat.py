@@ -7,7 +7,7 @@ import pytest
 from small import TEXT, text_config
 
 from sem_jax.config import ConfigError
-from sem_jax.diagnosis import diagnose
+from sem_jax.diagnosis import run as diagnose
 from sem_jax.optim import make_optimizer
 from sem_jax.training import state
 from sem_jax.training.loop import train

@@ -10,7 +10,7 @@ from sem_jax.config import ConfigError
 from sem_jax.data import DataError
 from sem_jax.data.tokenizers.byte import ByteTokenizer
 from sem_jax.data.tokenizers.char import CharTokenizer
-from sem_jax.language_model import LanguageModel
+from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import init_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -13,7 +13,7 @@ import numpy as np
 from sem_jax.config import Config, SamplingConfig, build
 from sem_jax.data import DataError, Tokenizer
 from sem_jax.data.arrays import checked_tokens
-from sem_jax.decoding import Decoder, SamplingOptions
+from sem_jax.inference.decoding import Decoder, SamplingOptions
 from sem_jax.modules.model import ModelParts, count_parameters
 
 
@@ -91,7 +91,7 @@ class LanguageModel:
           prompt: a text, or several.
           max_tokens: tokens to draw at most; fewer when the model ends the text itself.
           seed: the same seed draws the same text.
-          temperature, top_k, top_p: as in `sem_jax.decoding.SamplingOptions`; None takes the configuration's.
+          temperature, top_k, top_p: as in `sem_jax.inference.decoding.SamplingOptions`; None takes the configuration's.
 
         Returns:
           The prompt and its continuation; a list of them for several prompts.

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 from small import config
 
-from sem_jax.decoding import PREFILL_CHUNK, Decoder, SamplingOptions, sample
+from sem_jax.inference.decoding import PREFILL_CHUNK, Decoder, SamplingOptions, sample
 from sem_jax.modules.model import ModelParts, init_model
 
 VOCAB, EOS, FORBIDDEN = 11, 9, 10

@@ -14,8 +14,8 @@ import pytest
 from small import array_sizes, config
 
 from sem_jax.interop import import_state_dict
-from sem_jax.losses import batch_loss, mean_divergence, softened_divergence
 from sem_jax.modules.model import ModelParts, init_model, split_model
+from sem_jax.training.loss import batch_loss, mean_divergence, softened_divergence
 
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
 VOCAB, BATCH, LENGTH = 11, 2, 5

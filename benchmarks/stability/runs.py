@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from causes import FIXED, Cause, Program, bf16, build_model, make_optimizer
 from flax import nnx
 from jax import Array
-from stability_causes import FIXED, Cause, Program, bf16, build_model, make_optimizer
 
 from sem_jax.config import Config, build, default, with_vocabulary
 from sem_jax.core.graph import combine_scales, to_dense

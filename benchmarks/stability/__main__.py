@@ -1,6 +1,6 @@
 """Which of the causes that the seed report named breaks a training run? Each alone, then all together.
 
-Command:  python benchmarks/stability.py [--plot=docs/stability.svg] [--json=FILE] [--load=FILE]
+Command:  python benchmarks/stability [--plot=docs/stability.svg] [--json=FILE] [--load=FILE]
           [--steps=600 --seeds=3 --dim=32 --layers=8 --only=SUBSTRING]
 
 Trains a small model on the bytes of the Python standard library (batches of 4 windows of 32) under the fixed recipe:
@@ -35,8 +35,8 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from stability_causes import CAUSES, FIXED
-from stability_runs import CHUNK, POINT, Study, summary
+from causes import CAUSES, FIXED
+from runs import CHUNK, POINT, Study, summary
 
 from sem_jax.training.host import single_threaded_lapack
 

@@ -24,7 +24,7 @@ class TrainingDiverged(RuntimeError):
     """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint."""
 
 
-class Reporter:
+class Monitor:
     """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Reporter:
         self._recent: list[StepMetrics] = []
         self.validation: dict[str, float] = {}
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

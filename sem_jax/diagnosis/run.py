@@ -13,7 +13,7 @@ import numpy as np
 from sem_jax.config import Config, ModelConfig, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Batch, open_dataset
 from sem_jax.diagnosis.parameters import parameter_stats
-from sem_jax.diagnosis.report import Diagnosis, collect
+from sem_jax.diagnosis.record import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.walk import make_measurement
 from sem_jax.optim import leaf_names
