@@ -7,6 +7,7 @@ Every call takes the state of the past and returns the state after its tokens. A
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -141,19 +142,26 @@ def document_positions(start: Array, length: int, resets: Array | None) -> Array
     return jnp.where(last_reset < 0, start[:, None] + index, index - last_reset)
 
 
-class ModelParts(NamedTuple):
-    """A model taken apart: static structure, trained parameters and fixed or slowly moving buffers.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ModelParts:
+    """A model taken apart: static structure, trained parameters and fixed buffers.
 
-    `params` and `buffers` are nested dicts of arrays; `merge` puts them together again inside a jitted function.
+    A pytree whose leaves are those of `params` and `buffers`, nested dicts of arrays. It goes whole through `jax.jit`;
+    `merge` puts it together again inside.
     """
 
-    graphdef: Any
+    graphdef: Any = field(metadata={"static": True})
     params: dict[str, Any]
     buffers: dict[str, Any]
 
     def merge(self) -> SEM:
         """The module, ready to be called."""
         return nnx.merge(self.graphdef, self.params, self.buffers)
+
+    def replace(self, **changes: Any) -> ModelParts:
+        """A copy with other parameters or buffers."""
+        return replace(self, **changes)
 
 
 def split_model(model: SEM) -> ModelParts:
@@ -165,31 +173,18 @@ def split_model(model: SEM) -> ModelParts:
 
 def init_model(config: ModelConfig, seed: int) -> ModelParts:
     """A freshly initialised model; the same seed gives the same bits on the same backend."""
-    graphdef = None
 
-    def create(key: Array) -> tuple[dict, dict]:
-        nonlocal graphdef
-        parts = split_model(SEM(config, nnx.Rngs(params=key)))
-        graphdef = parts.graphdef
+    @jax.jit  # one compilation instead of one for every operation
+    def create(key: Array) -> ModelParts:
         # Initialisers leave weak types behind; a step returns strong ones and would be compiled again for them.
-        return jax.tree.map(lambda x: x.astype(x.dtype), (parts.params, parts.buffers))
+        return jax.tree.map(lambda x: x.astype(x.dtype), split_model(SEM(config, nnx.Rngs(params=key))))
 
-    params, buffers = jax.jit(create)(jax.random.key(seed))  # one compilation instead of one for every operation
-    return ModelParts(graphdef, params, buffers)
+    return create(jax.random.key(seed))
 
 
 def abstract_model(config: ModelConfig) -> ModelParts:
     """Structure, shapes and dtypes of a model, every leaf a `jax.ShapeDtypeStruct`; no array is computed."""
-    graphdef = None
-
-    def create() -> tuple[dict, dict]:
-        nonlocal graphdef
-        parts = init_model(config, 0)
-        graphdef = parts.graphdef
-        return parts.params, parts.buffers
-
-    params, buffers = jax.eval_shape(create)
-    return ModelParts(graphdef, params, buffers)
+    return jax.eval_shape(lambda: init_model(config, 0))
 
 
 def count_parameters(params: Any) -> int:

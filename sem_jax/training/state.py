@@ -45,8 +45,8 @@ def start_state(config: Config, parts: ModelParts) -> TrainState:
 
 def abstract_state(config: Config) -> tuple[TrainState, Any]:
     """The state's shapes and dtypes, and the model's structure (graphdef); no array is computed."""
-    graphdef, *arrays = abstract_model(config.model)
-    return jax.eval_shape(lambda *arrays: start_state(config, ModelParts(graphdef, *arrays)), *arrays), graphdef
+    parts = abstract_model(config.model)
+    return jax.eval_shape(lambda parts: start_state(config, parts), parts), parts.graphdef
 
 
 def batch_number(training: TrainingConfig, step: int) -> int:

@@ -29,7 +29,7 @@ def parts(quick_compilation):
     parts = init_model(MODEL, seed=0)
     # A larger readout makes the distributions differ from position to position, and the greedy path leave its start.
     bias = jnp.asarray(np.random.default_rng(1).normal(size=VOCAB), jnp.float32)
-    return parts._replace(params=parts.params | {"readout": parts.params["readout"] | {"bias": 0.3 * bias}})
+    return parts.replace(params=parts.params | {"readout": parts.params["readout"] | {"bias": 0.3 * bias}})
 
 
 @pytest.fixture(scope="module")

@@ -53,14 +53,14 @@ def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
         x = rng.normal(size=leaf.shape)
         return ((x + 1j * rng.normal(size=leaf.shape)) / 2 if np.iscomplexobj(leaf) else 0.7 * x).astype(leaf.dtype)
 
-    graphdef, params, buffers = abstract_model(config)
-    params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), params)
+    abstract = abstract_model(config)
+    params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), abstract.params)
     fresh = stack_layers([Propagator(config, seed=layer) for layer in range(config.num_layers)])
     propagators = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])
     encoder = {"frequency": jnp.asarray(rotation_frequency(config.hidden_dim), params["final_gamma"].dtype)}
-    if "potential" in buffers["encoder"]:
-        encoder["potential"] = jnp.asarray(draw(buffers["encoder"]["potential"]))
-    return ModelParts(graphdef, params, {"encoder": encoder, "propagators": propagators})
+    if "potential" in abstract.buffers["encoder"]:
+        encoder["potential"] = jnp.asarray(draw(abstract.buffers["encoder"]["potential"]))
+    return abstract.replace(params=params, buffers={"encoder": encoder, "propagators": propagators})
 
 
 def start_of(parts: ModelParts, batch_size: int) -> ModelState:

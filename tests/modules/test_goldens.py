@@ -133,7 +133,7 @@ def loss_and_gradient(name: str):
     unitary_lambda = golden.settings(recorded.arrays)["unitary_lambda"]
 
     def mean_loss(params):
-        model = recorded.parts._replace(params=params).merge()
+        model = recorded.parts.replace(params=params).merge()
         psi, _, _ = model(recorded.tokens, token_freqs=recorded.token_freqs)
         loss, _ = reference_loss(model, psi[:, :-1], recorded.tokens[:, 1:], unitary_lambda)
         return jnp.mean(loss), psi  # every position that has a successor
@@ -172,7 +172,7 @@ def in_every_layer(key: str) -> str:
 def test_every_gradient_is_the_recorded_one(name):
     recorded, (_, gradient) = recorded_model(name), whole_model(name)
     # jax.grad is ∂/∂Re − i ∂/∂Im; the recorded pair is put together with +i.
-    actual = export_state_dict(recorded.parts._replace(params=jax.tree.map(jnp.conj, gradient)))
+    actual = export_state_dict(recorded.parts.replace(params=jax.tree.map(jnp.conj, gradient)))
     # A scalar's gradient is a sum that may cancel in one layer, so the layers share one scale.
     largest: dict[str, float] = {}
     for key, g in recorded.gradient.items():
@@ -210,7 +210,7 @@ def test_five_optimizer_steps_lead_to_the_recorded_parameters(name):
         updates, state = update(jax.tree.map(lambda g, f=factor: f * jnp.conj(g), gradient), state, moving, step=step)
         moving = optax.apply_updates(moving, updates)
     params = {**moving, "readout": {**start["readout"], **moving["readout"]}}
-    found, expected = export_state_dict(recorded.parts._replace(params=params)), golden.group(recorded.arrays, "adam5")
+    found, expected = export_state_dict(recorded.parts.replace(params=params)), golden.group(recorded.arrays, "adam5")
     assert expected.keys() == export_state_dict(params).keys()
     # A few float32 roundings of a parameter, and of five updates whose sum is at most 6e-3.
     for key in expected.keys() - UNCOUPLED:

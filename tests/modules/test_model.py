@@ -230,7 +230,7 @@ def test_what_is_recomputed():
         parts = random_parts(small_config("row_softmax", remat=remat))
 
         def loss(params, parts=parts):
-            psi, _, _ = parts._replace(params=params).merge()(jnp.zeros((BATCH, LENGTH), jnp.int32))
+            psi, _, _ = parts.replace(params=params).merge()(jnp.zeros((BATCH, LENGTH), jnp.int32))
             return jnp.sum(jnp.square(psi.real))
 
         names[remat] = collections.Counter(primitives(jax.make_jaxpr(jax.grad(loss))(parts.params)))

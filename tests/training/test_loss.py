@@ -30,7 +30,7 @@ def fresh_model(likelihood, seed):
     """The parts of a model on the host, in single precision."""
     with jax.enable_x64(False):
         parts = init_model(config(model__vocab_size=VOCAB, model__likelihood=likelihood).model, seed)
-    return parts._replace(params=jax.device_get(parts.params), buffers=jax.device_get(parts.buffers))
+    return parts.replace(params=jax.device_get(parts.params), buffers=jax.device_get(parts.buffers))
 
 
 def random_model(likelihood, seed):
@@ -42,7 +42,7 @@ def random_model(likelihood, seed):
     readout = {**parts.params["readout"], "bias": rng.normal(size=VOCAB)}
     trees = {**parts.params, "readout": readout}, parts.buffers, psi
     params, buffers, psi = jax.tree.map(in_default_precision, trees)
-    return parts._replace(params=params, buffers=buffers), psi
+    return parts.replace(params=params, buffers=buffers), psi
 
 
 def in_default_precision(x):
@@ -75,7 +75,7 @@ def ours(parts, teacher_parts, temperature, chunk=None):
 
     def divergence(student, teacher):
         models = (
-            p._replace(params={**p.params, "readout": readout}).merge()
+            p.replace(params={**p.params, "readout": readout}).merge()
             for p, readout in ((parts, student[0]), (teacher_parts, teacher[0]))
         )
         return softened_divergence(next(models), student[1], next(models), teacher[1], temperature, chunk)
@@ -157,7 +157,7 @@ def batch():
 
 def divergence_of(parts, teacher_parts):
     def total(params, teacher_params, *arrays):
-        model, teacher = parts._replace(params=params).merge(), teacher_parts._replace(params=teacher_params).merge()
+        model, teacher = parts.replace(params=params).merge(), teacher_parts.replace(params=teacher_params).merge()
         return batch_loss(model, *arrays, 0.1, teacher, 2.0)[0].divergence
 
     return total
