@@ -14,8 +14,8 @@ from sem_jax.data import DataError, load_tokenizer, open_dataset
 from sem_jax.data.tokenizers import IdsTokenizer
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
-from sem_jax.modules.model import ModelParts, init_model, split_model
-from sem_jax.training.state import evaluated_params, start_state
+from sem_jax.modules.model import init_model, split_model
+from sem_jax.training.state import start_state
 from sem_jax.training.workdir import create_workdir, restore_run
 
 
@@ -43,8 +43,7 @@ def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
     run = restore_run(workdir, step)
-    parts = ModelParts(run.graphdef, evaluated_params(run.state), run.state.buffers)
-    return LanguageModel(run.config, run.tokenizer, parts, run.step)
+    return LanguageModel(run.config, run.tokenizer, run.state.evaluated, run.step)
 
 
 def convert(

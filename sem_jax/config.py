@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
-Transport = Literal["none", "row_softmax", "population", "causal_sinkhorn", "sequence_sinkhorn"]
+Transport = Literal["none", "row_softmax", "causal_sinkhorn", "sequence_sinkhorn"]
 Solver = Literal["cg", "dense", "chebyshev", "cg_on_cayley"]
-ScanMethod = Literal["auto", "sequential", "associative", "chunked"]
+ScanMethod = Literal["auto", "sequential", "associative"]
 Remat = Literal["none", "elementwise", "layers"]
 
 
@@ -48,7 +48,6 @@ class EncoderConfig:
     sinkhorn_max_iter: int = 50  # sweeps at most (sequence_sinkhorn), or exactly (causal_sinkhorn)
     sinkhorn_tol: float = 1e-3  # stop on max |Δu| (sequence_sinkhorn)
     sinkhorn_prior: float = 128.0  # virtual rows, spread evenly, that steady a short prefix (causal_sinkhorn)
-    population_rate: float = 0.01  # step of the population potential a training step (population)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ class ModelConfig:
 
     vocab_size: int = 0  # 0: taken from the tokenizer
     hidden_dim: int = 128  # D
-    num_layers: int = 4  # L mixers followed by L propagators
+    num_layers: int = 4  # L, depth: layers of each kind
+    blocks: str = "mixers,propagators"  # kinds of layers at each depth, in their order
+    layout: Literal["mixers_first", "interleaved"] = "mixers_first"  # kind after kind, or depth after depth
     max_seq_length: int = 2048  # longest sequence that training may use; the arithmetic has no limit
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mixer: MixerConfig = field(default_factory=MixerConfig)
@@ -355,7 +356,7 @@ _NOT_NEGATIVE = """
 """.split()
 
 _SHARE = """
-    model.encoder.population_rate model.propagator.rewire_probability model.born_floor optimizer.lr_min_ratio
+    model.propagator.rewire_probability model.born_floor optimizer.lr_min_ratio
     optimizer.b1 optimizer.b2 optimizer.guard_backoff optimizer.guard_min_scale data.validation_fraction
     training.ema_decay training.ema_decay_start training.distill_weight sampling.top_p
 """.split()

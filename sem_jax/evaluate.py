@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 def _evaluate_text(model: LanguageModel, config: Config) -> None:
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
-    evaluation = Evaluator(model.parts.graphdef, config, dataset)(model.parts.params, model.parts.buffers)
+    evaluation = Evaluator(config, dataset)(model.parts)
     values = evaluation.values
     print(f"{model!r}")
     print(f"validation split of {config.data.source}, {dataset.validation_tokens:,} tokens")

@@ -1,4 +1,4 @@
-"""The diagonal linear recurrence h_t = a_t·h_{t−1} + b_t: three evaluations, one signature, one gradient rule.
+"""The diagonal linear recurrence h_t = a_t·h_{t−1} + b_t: two evaluations, one signature, one gradient rule.
 
 Time is the leading axis, as in `jax.lax.scan`; every other axis is independent. All forms take a carry in and hand a
 carry out, so that one long sequence, two halves, or single decoded tokens give the same answer.
@@ -19,10 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-METHODS = ("sequential", "associative", "chunked")
-
-# Within a chunk the associative scan works on a small, cache-resident block; between chunks one carry is passed.
-CHUNK = 64
+METHODS = ("sequential", "associative")
 
 
 def default_method() -> str:
@@ -44,7 +41,7 @@ def linear_recurrence(a: Array, b: Array, h0: Array, method: str = "auto") -> tu
       a: [S, ...], real or complex.
       b: [S, ...], same shape and dtype as a.
       h0: [...], the state before the first step, of the same dtype.
-      method: "sequential", "associative", "chunked", or "auto" (by backend).
+      method: "sequential", "associative", or "auto" (by backend).
 
     Returns:
       (h, h_last): [S, ...] and [...].
@@ -135,25 +132,7 @@ def _associative(a: Array, b: Array, h0: Array) -> Array:
     return jax.lax.associative_scan(_combine, (a, b))[1]
 
 
-def _chunked(a: Array, b: Array, h0: Array) -> Array:
-    length = a.shape[0]
-    chunk = min(CHUNK, length)
-    padding = -length % chunk
-
-    def in_chunks(x: Array, fill: float) -> Array:
-        x = jnp.concatenate([x, jnp.full((padding, *x.shape[1:]), fill, x.dtype)]) if padding else x
-        return x.reshape(-1, chunk, *x.shape[1:])
-
-    def step(h, inputs):
-        a_chunk, b_chunk = inputs
-        h_chunk = _associative(a_chunk, b_chunk, h)
-        return h_chunk[-1], h_chunk
-
-    h = jax.lax.scan(step, h0, (in_chunks(a, 1.0), in_chunks(b, 0.0)))[1]
-    return h.reshape(-1, *h.shape[2:])[:length]
-
-
-_EVALUATE = {"sequential": _sequential, "associative": _associative, "chunked": _chunked}
+_EVALUATE = {"sequential": _sequential, "associative": _associative}
 
 
 def clamped_recurrence(

@@ -2,8 +2,7 @@
 
 Sinkhorn's algorithm (Cuturi, 2013; log-domain form: Peyré and Cuturi, 2019, section 4.4) scales K = exp(−C/ε) so that
 rows and columns have prescribed sums. Prescribing the columns of a whole sequence lets the future speak to the past;
-the causal forms balance the columns with what a position may know: nothing (row softmax), a slowly moving population,
-or its own prefix.
+the causal forms balance the columns with what a position may know: nothing (row softmax) or its own prefix.
 """
 
 from __future__ import annotations
@@ -21,24 +20,11 @@ def transport_cost(points: Array, codebook: Array) -> Array:
     return jnp.maximum(size - 2 * cross, 0)
 
 
-def row_softmax(log_kernel: Array, potential: Array | float = 0.0) -> Array:
-    """The plan with rows that sum to 1 and a given column potential: softmax_m(k + v). [..., M] to [..., M]."""
+def row_softmax(log_kernel: Array) -> Array:
+    """The plan whose rows alone are prescribed: each sums to 1. [..., M] to [..., M]."""
     # Behind the barrier there is one value of each logit. Fused into the softmax, the cost would be computed twice and
     # rounded differently; at costs of 1e9 the row's maximum is then exceeded by hundreds, and exp overflows.
-    return jax.nn.softmax(jax.lax.optimization_barrier(log_kernel + potential), axis=-1)
-
-
-def population_update(potential: Array, column_share: Array, rate: float) -> Array:
-    """One relaxed Sinkhorn column update: the potential moves towards even use of the columns.
-
-    Args:
-      potential: [M], v.
-      column_share: [M], mean of the plan's rows; sums to 1.
-      rate: 1 is a full Sinkhorn update, small values average over many batches.
-    """
-    num_columns = column_share.shape[-1]
-    step = -jnp.log(num_columns * jnp.maximum(column_share, 1e-6))
-    return potential + rate * (step - jnp.mean(step))
+    return jax.nn.softmax(jax.lax.optimization_barrier(log_kernel), axis=-1)
 
 
 def causal_sinkhorn(log_kernel: Array, log_mass: Array, position: Array, prior: float) -> tuple[Array, Array]:

@@ -11,25 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sem_jax.config import Config
+from sem_jax.modules.model import SEM
 from sem_jax.optim import langevin_adamw, make_schedule
-from sem_jax.optim.weight_decay import STACKED_GROUPS
 from sem_jax.training.state import Params, TrainState
-
-# The part that a parameter belongs to, where its name is not the part's own.
-_PART_OF = {
-    "norm_gamma": "norm",
-    "activation_threshold": "amplitude_gate",
-    "output_scale": "residual",
-    "residual_scale": "residual",
-    "alpha": "kerr",
-    "edge_weights": "cayley",
-    "scale_weights": "cayley",
-    "input_proj": "plan",
-    "codebook": "plan",
-    "sdr_to_hidden": "wave",
-    "final_gamma": "final_norm",
-}
-
 
 WHOLE = ""  # the name under which all parameters are taken together
 
@@ -52,15 +36,17 @@ def parameter_stats(config: Config, state: TrainState, gradients: Params) -> dic
     """
     noise, update = jax.jit(noise_and_update, static_argnums=0)(config, state, gradients)
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
+    model = state.model.merge()
     others = map(jax.tree.leaves, jax.device_get((gradients, noise, update)))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.params))
     for (path, parameter), *vectors in zip(leaves, *others, strict=True):
         keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
         entries = ~np.isfinite(parameter), *(np.square(np.abs(vector), dtype=np.float64) for vector in vectors)
-        layers = len(parameter) if keys[0] in STACKED_GROUPS else 1
+        stacked = keys[0] in model.blocks
+        layers = len(parameter) if stacked else 1
         rows = np.stack([entry.reshape(layers, -1).sum(axis=1) for entry in entries], axis=-1)
         for layer, row in enumerate(rows):
-            sums[component_of(keys, layer)] += row
+            sums[component_of(model, keys, layer)] += row
             sums[WHOLE] += row
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -78,20 +64,20 @@ def noise_and_update(config: Config, state: TrainState, gradients: Params) -> tu
     optimizer, step = config.optimizer, jnp.maximum(state.step, config.optimizer.warmup_steps)
     schedule = make_schedule(optimizer, config.training.max_steps)
     guard: Any = state.opt_state
+    decays = state.model.decays()
 
     def update(temperature: float) -> Any:
         hyperparameters = dataclasses.replace(optimizer, temperature=temperature)
-        transform = langevin_adamw(hyperparameters, schedule, config.training.seed)
+        transform = langevin_adamw(hyperparameters, schedule, config.training.seed, decays)
         return transform.update(gradients, guard.inner, state.params, step=step, lr_scale=guard.lr_scale)[0]
 
     quiet = update(0.0)
     return jax.tree.map(jnp.subtract, update(optimizer.temperature), quiet), quiet
 
 
-def component_of(keys: list[str], layer: int) -> str:
-    """The component that a parameter belongs to, from the keys of its path."""
-    if keys[0] in STACKED_GROUPS:
-        return f"{keys[0]}.{layer}.{_PART_OF.get(keys[1], keys[1])}"
-    if keys[0] == "encoder":
-        return f"encoder.{_PART_OF.get(keys[1], keys[1])}"
-    return f"head.{_PART_OF.get(keys[0], keys[0])}"
+def component_of(model: SEM, keys: list[str], layer: int) -> str:
+    """The component that a parameter belongs to, from the keys of its path, as the modules' `PARTS` tell."""
+    groups = model.parts
+    group, attribute = (keys[0], keys[1]) if keys[0] in groups else ("head", keys[0])
+    part = next(part for part, attributes in groups[group].items() if attribute in attributes)
+    return f"{group}.{layer}.{part}" if group in model.blocks else f"{group}.{part}"

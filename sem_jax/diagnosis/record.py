@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from sem_jax.config import Config
+from sem_jax.core.statistics import Description
 from sem_jax.diagnosis.parameters import WHOLE, ParameterStats
-from sem_jax.diagnosis.statistics import Description
-from sem_jax.diagnosis.walk import GradientDescription, Measurement, part_names
-from sem_jax.optim.weight_decay import STACKED_GROUPS
+from sem_jax.diagnosis.walk import GradientDescription, Measurement
+from sem_jax.modules.model import SEM
 from sem_jax.training.health import RESIDUAL_FACTOR, Finding
+from sem_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Component:
     source: str  # name of the component it reads; empty: token ids
     bad: int  # entries of the output that are not finite
     first_bad: list[int] | None  # [sequence, position, channel] of the first of them
-    input: dict[str, float]  # rms, largest, kurtosis, tail, entropy and coherence (`sem_jax.diagnosis.statistics`)
+    input: dict[str, float]  # rms, largest, kurtosis, tail, entropy and coherence (`sem_jax.core.statistics`)
     output: dict[str, float]
     entropy_transfer: float  # bits, entropy of the output less that of the input
     gradient_rms: float  # of the loss, at the output
@@ -93,34 +94,32 @@ class Diagnosis:
 
 def collect(
     config: Config,
-    step: int,
+    state: TrainState,
     measured: Measurement,
     parameters: dict[str, ParameterStats],
     damaged: list[str],
-    tokens: tuple[int, int],
+    tokens: int,
 ) -> Diagnosis:
     """The diagnosis without suspects.
 
     Args:
       config: the experiment.
-      step: that the parameters are of.
+      state: that was measured.
       measured: on the host.
       parameters: by component; as from `parameter_stats`.
       damaged: names of leaves of the state.
-      tokens: (B, S) of the batch.
+      tokens: of the batch.
     """
     components: dict[str, Component] = {}
-    for name, source, part, gradient in _parts(config, measured):
-        width = _width(config, name)
+    for name, source, part, gradient in _parts(state.model.merge(), measured):
         output = _numbers(part)
         before = components.get(source)
-        first = int(part.first_bad)
         stats = parameters.get(name, ParameterStats(0, 0.0, math.nan))
         components[name] = Component(
             name=name,
             source=source,
             bad=int(part.bad),
-            first_bad=None if first < 0 else [int(i) for i in np.unravel_index(first, (*tokens, width))],
+            first_bad=[int(i) for i in part.first_bad] if part.bad else None,
             input=before.output if before else dict.fromkeys(output, math.nan),
             output=output,
             entropy_transfer=output["entropy"] - before.output["entropy"] if before else math.nan,
@@ -132,24 +131,17 @@ def collect(
             parameter_gradient_norm=stats.gradient_norm,
             noise_to_update=stats.noise_to_update,
         )
-    walk, layers = measured.walk, range(config.model.num_layers)
-    transport = walk.transport
+    details = measured.walk.details
+    transport, layers = details["encoder"], range(config.model.num_layers)
     return Diagnosis(
         name=config.name,
-        step=step,
+        step=int(state.step),
         loss=float(measured.loss),
-        tokens=tokens[0] * tokens[1],
+        tokens=tokens,
         components=list(components.values()),
-        transport=None if transport is None else {k: float(v) for k, v in transport._asdict().items()},
-        mixers=[
-            MixerLayer(
-                **{key: float(value[layer]) for key, value in walk.mixers._asdict().items()},
-                gain=components[f"mixers.{layer}.residual"].gain,
-                gradient_growth=components[f"mixers.{layer}.residual"].gradient_growth,
-            )
-            for layer in layers
-        ],
-        propagators=[_propagator(config, measured, components, layer) for layer in layers],
+        transport={k: float(v) for k, v in transport._asdict().items()} if transport else None,
+        mixers=[_mixer(measured, components, layer) for layer in layers if "mixers" in details],
+        propagators=[_propagator(config, measured, components, layer) for layer in layers if "propagators" in details],
         noise_to_update=parameters[WHOLE].noise_to_update,
         damaged=damaged,
         suspects=[],
@@ -174,9 +166,16 @@ def largest_eigenvalue(matrix: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(matrix.astype(np.float64))[-1]) if np.all(np.isfinite(matrix)) else math.nan
 
 
+def _mixer(measured: Measurement, components: dict[str, Component], layer: int) -> MixerLayer:
+    end = components[f"mixers.{layer}.residual"]
+    numbers = {key: float(value[layer]) for key, value in measured.walk.details["mixers"]._asdict().items()}
+    return MixerLayer(**numbers, gain=end.gain, gradient_growth=end.gradient_growth)
+
+
 def _propagator(config: Config, measured: Measurement, components: dict[str, Component], layer: int) -> PropagatorLayer:
-    propagator, stats = config.model.propagator, measured.walk.propagators
-    h_lambda = propagator.cayley_dt / 2 * largest_eigenvalue(np.asarray(measured.walk.hamiltonians[layer]))
+    propagator, stats = config.model.propagator, measured.walk.blocks["propagators"]
+    matrix = np.asarray(measured.walk.details["propagators"][layer])
+    h_lambda = propagator.cayley_dt / 2 * largest_eigenvalue(matrix)
     limit = RESIDUAL_FACTOR * propagator.cg_tol
     kerr, cayley = (components[f"propagators.{layer}.{part}"] for part in ("kerr", "cayley"))
     return PropagatorLayer(
@@ -190,27 +189,28 @@ def _propagator(config: Config, measured: Measurement, components: dict[str, Com
     )
 
 
-def _parts(config: Config, measured: Measurement) -> Iterator[tuple[str, str, Description, GradientDescription]]:
+def _parts(model: SEM, measured: Measurement) -> Iterator[tuple[str, str, Description, GradientDescription]]:
     """(name, name of its source, output, gradient at it) of every part, in the order of the forward pass."""
     stream = previous = ""
-    for group, parts in part_names(config.model).items():
-        stacked = group in STACKED_GROUPS
-        for layer in range(config.model.num_layers if stacked else 1):
-            for part in parts:
-                name = f"{group}.{layer}.{part}" if stacked else f"{group}.{part}"
-                output, gradient = measured.walk.parts[group][part], measured.part_gradients[group][part]
-                if stacked:
-                    output, gradient = jax.tree.map(operator.itemgetter(layer), (output, gradient))
-                yield name, stream if part == "residual" else previous, output, gradient
-                previous = name
-            stream = previous
+    for group, layer in _modules(model):
+        residual = model.blocks[group].RESIDUAL if group in model.blocks else frozenset()
+        for part in model.parts[group]:
+            output, gradient = measured.walk.parts[group][part], measured.part_gradients[group][part]
+            name = f"{group}.{part}"
+            if layer is not None:
+                name = f"{group}.{layer}.{part}"
+                output, gradient = jax.tree.map(operator.itemgetter(layer), (output, gradient))
+            yield name, stream if part in residual else previous, output, gradient
+            previous = name
+        stream = previous
 
 
-def _width(config: Config, name: str) -> int:
-    """Entries along the last axis of a component's output."""
-    if name == "head.readout":
-        return 1
-    return config.model.encoder.sdr_candidates if name in ("encoder.plan", "encoder.sdr") else config.model.hidden_dim
+def _modules(model: SEM) -> Iterator[tuple[str, int | None]]:
+    """(group, layer) of every module, in the order of the forward pass; None: the group is no stack of layers."""
+    yield "encoder", None
+    for kinds in model.passes():
+        yield from ((kind, layer) for layer in range(model.config.num_layers) for kind in kinds)
+    yield "head", None
 
 
 def _numbers(part: Description) -> dict[str, float]:

@@ -3,52 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from sem_jax.config import Config, ModelConfig, with_posterior_temperature, with_vocabulary
+from sem_jax.config import Config, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Batch, open_dataset
 from sem_jax.diagnosis.parameters import parameter_stats
 from sem_jax.diagnosis.record import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
-from sem_jax.diagnosis.walk import make_measurement
+from sem_jax.diagnosis.walk import measure
 from sem_jax.optim import leaf_names
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.workdir import restore_run, with_own_tokenizer
 
+_measure = partial(jax.jit, static_argnums=2)(measure)
 
-def diagnose(config: Config, graphdef: Any, state: TrainState, batch: Batch) -> Diagnosis:
+
+def diagnose(config: Config, state: TrainState, batch: Batch) -> Diagnosis:
     """Walks a model forward and backward over a batch and looks for suspects.
 
     Args:
       config: the experiment.
-      graphdef: structure of the model.
       state: parameters, buffers and moments. The parameters are those that training moves, not their average.
       batch: at most `training.micro_batch` sequences are read, what training holds in memory at once.
     """
     batch = Batch(*(rows[: config.training.micro_batch] for rows in batch))
-    measure = _compiled_measurement(graphdef, config.model, config.optimizer.unitary_lambda)
-    measured = measure(state.params, state.buffers, batch)
+    measured = _measure(state.model, batch, config.optimizer.unitary_lambda)
     parameters = parameter_stats(config, state, measured.gradients)
-    damaged = damaged_leaves(state)
-    found = collect(config, int(state.step), jax.device_get(measured), parameters, damaged, batch.weights.shape)
+    found = collect(config, state, jax.device_get(measured), parameters, damaged_leaves(state), batch.weights.size)
     return dataclasses.replace(found, suspects=find_suspects(config, found))
 
 
 def damaged_leaves(state: TrainState) -> list[str]:
     """Names of the arrays of the state, parameters aside, that hold numbers which are not finite."""
-    others = jax.device_get(state._replace(params={}))
+    others = jax.device_get(state.replace(params={}))
     named = zip(leaf_names(others, ()), jax.tree.leaves(others), strict=True)
     return [name for name, leaf in named if not np.isfinite(leaf).all()]
-
-
-@functools.cache
-def _compiled_measurement(graphdef: Any, config: ModelConfig, unitary_lambda: float) -> Any:
-    return jax.jit(make_measurement(graphdef, config, unitary_lambda))
 
 
 def diagnose_config(config: Config) -> Diagnosis:
@@ -59,8 +52,7 @@ def diagnose_config(config: Config) -> Diagnosis:
     """
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
     config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
-    parts, state = init_state(config)
-    return diagnose(config, parts.graphdef, state, dataset.train.batch(0))
+    return diagnose(config, init_state(config), dataset.train.batch(0))
 
 
 def diagnose_run(workdir: str | Path, step: int | None = None) -> Diagnosis:
@@ -77,4 +69,4 @@ def diagnose_run(workdir: str | Path, step: int | None = None) -> Diagnosis:
     training = run.config.training
     data = with_own_tokenizer(run.config, workdir).data
     dataset = open_dataset(data, training.seed, training.global_batch)
-    return diagnose(run.config, run.graphdef, run.state, dataset.train.batch(batch_number(training, run.step)))
+    return diagnose(run.config, run.state, dataset.train.batch(batch_number(training, run.step)))

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sem_jax.core.cayley import PreparedStep
 from sem_jax.modules.model import SEM, ModelParts, ModelState
 
 # Prompts are read in chunks of this length in parallel, and the rest token by token, so that prompts of every length
@@ -150,7 +149,7 @@ class Decoder:
         return jax.lax.while_loop(unfinished, draw, start)[-1]
 
 
-def _next(model: SEM, state: ModelState, token: Array, prepared: PreparedStep | None) -> tuple[Array, ModelState]:
+def _next(model: SEM, state: ModelState, token: Array, prepared: dict[str, Any] | None) -> tuple[Array, ModelState]:
     """(log P of the next token [B, V], state) after one token [B]."""
     psi, state, _ = model(token[:, None], state, prepared=prepared)
     return model.readout.log_probs(psi[:, 0]), state

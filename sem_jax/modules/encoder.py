@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,9 @@ from jax import Array
 from sem_jax.config import ModelConfig
 from sem_jax.core import sinkhorn
 from sem_jax.core.complex_ops import expi
+from sem_jax.core.statistics import mean_entropy
+from sem_jax.modules.block import Context
+from sem_jax.modules.cost import COMPLEX, FLOAT, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import Linear
 from sem_jax.modules.probe import Probe, unobserved
 
@@ -18,6 +24,14 @@ from sem_jax.modules.probe import Probe, unobserved
 def rotation_frequency(dim: int) -> np.ndarray:
     """10000^(−j/D), [D] in double precision: radians that each channel turns from one position to the next."""
     return 10000.0 ** (-np.arange(dim) / dim)
+
+
+class TransportStats(NamedTuple):
+    """How the plan is used."""
+
+    row_entropy: Array  # bits, of one token over the columns
+    column_entropy: Array  # bits, of the mean row; log₂M where all columns are used alike
+    kept: Array  # columns that stay non-zero in a token's row, the mean over tokens
 
 
 class Encoder(nnx.Module):
@@ -39,8 +53,12 @@ class Encoder(nnx.Module):
         codebook = jax.random.normal(rngs.params(), (encoder.sdr_candidates, encoder.cost_dim))
         self.codebook = nnx.Param(0.02 * codebook)
         self.sdr_to_hidden = Linear(encoder.sdr_candidates, dim, rngs=rngs)
-        if encoder.transport == "population":
-            self.potential = nnx.Variable(jnp.zeros(encoder.sdr_candidates))
+
+    @property
+    def PARTS(self) -> Mapping[str, tuple[str, ...]]:
+        """As in `Block`."""
+        plan = {"plan": ("input_proj", "codebook"), "sdr": ()} if self.config.transport != "none" else {}
+        return {"embedding": ("embedding",), **plan, "wave": ("sdr_to_hidden",)}
 
     def initial_state(self, batch_size: int) -> Array:
         """Column sums of the causal Sinkhorn sweeps before the first token; without entries in the other forms."""
@@ -52,35 +70,31 @@ class Encoder(nnx.Module):
     def __call__(
         self,
         tokens: Array,
-        position: Array,
         state: Array,
+        context: Context,
         token_freqs: Array | None = None,
         probe: Probe = unobserved,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array]:
         """Encodes tokens.
 
         Args:
           tokens: [B, S] int.
-          position: [B, S] int, position of each token in its document.
           state: as from `initial_state`.
+          context: of the pass.
           token_freqs: [V], optional frequencies f; the cost is divided by log(f + e).
           probe: sees the parts.
 
         Returns:
-          (psi [B, S, D] complex, state, column_share [M]): the mean of the plan's rows, what the population potential
-          is to even out.
+          (psi [B, S, D] complex, state).
         """
         x = probe("embedding", self.embedding[...][tokens])
         hidden = x if self.config.embedding_skip else jnp.zeros_like(x)
-        column_share = jnp.zeros(self.config.sdr_candidates)
         if self.config.transport != "none":
-            plan, state = self.plan(x, tokens, position, state, token_freqs)
+            plan, state = self.plan(x, tokens, context.position, state, token_freqs)
             plan = probe("plan", plan)
-            column_share = jnp.mean(plan, axis=(0, 1))
             sdr = probe("sdr", sinkhorn.sparsify(plan, self.config.sdr_sparsity))
             hidden = hidden + self.sdr_to_hidden(sdr)
-        psi = probe("wave", hidden * expi(position[..., None] * self.frequency[...]))
-        return psi, state, column_share
+        return probe("wave", hidden * expi(context.position[..., None] * self.frequency[...])), state
 
     def plan(
         self, x: Array, tokens: Array, position: Array, state: Array, token_freqs: Array | None
@@ -95,6 +109,25 @@ class Encoder(nnx.Module):
             return sinkhorn.sequence_sinkhorn(log_kernel, config.sinkhorn_max_iter, config.sinkhorn_tol), state
         if config.transport == "causal_sinkhorn":
             return sinkhorn.causal_sinkhorn(log_kernel, state, position, config.sinkhorn_prior)
-        if config.transport == "population":
-            return sinkhorn.row_softmax(log_kernel, self.potential[...]), state
         return sinkhorn.row_softmax(log_kernel), state
+
+    def inspect(self, values: Mapping[str, Array], state: Array, context: Context) -> TransportStats | tuple[()]:
+        """How the plan is used; () without one."""
+        del state, context
+        if "plan" not in values:
+            return ()
+        plan = values["plan"]
+        rows = plan / jnp.sum(plan, axis=-1, keepdims=True)  # rows of the reference's plan sum to 1/S
+        columns = jnp.mean(plan, axis=(0, 1))
+        return TransportStats(
+            row_entropy=mean_entropy(rows),
+            column_entropy=mean_entropy(columns / jnp.sum(columns)),
+            kept=jnp.mean(jnp.sum(values["sdr"] != 0, axis=-1)),
+        )
+
+    def costs(self, tokens: int) -> dict[str, Cost]:
+        """Arithmetic and traffic over so many tokens: cost, plan and its way to D channels; the plan is elementwise."""
+        config, dim = self.config, self.embedding.shape[1]
+        candidates = config.sdr_candidates if config.transport != "none" else 0
+        multiply_adds = candidates and dim * config.cost_dim + config.cost_dim * candidates + candidates * dim
+        return {"encoder": product(MULTIPLY_ADD * tokens * multiply_adds, FLOAT * tokens * dim, COMPLEX * tokens * dim)}

@@ -17,7 +17,7 @@ class Linear(nnx.Module):
         bound = in_features**-0.5
         shape = (out_features, in_features)
         self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jnp.full((out_features,), bias_init))
+        self.bias = nnx.Param(jnp.full((out_features,), bias_init), decay=False)
 
     def __call__(self, x: Array) -> Array:
         """[..., I] to [..., O]."""

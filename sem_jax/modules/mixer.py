@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from sem_jax.core.causal_conv import causal_conv
 from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm
 from sem_jax.core.scan import clamped_recurrence
 from sem_jax.core.selective import scaled_by_group, selective_recurrence, transitions
+from sem_jax.modules.block import Block, Context
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import Linear, complex_weight
 from sem_jax.modules.probe import Probe, unobserved
 
@@ -56,7 +59,7 @@ class CausalConv(nnx.Module):
         bound = (2 * width) ** -0.5
         shape = (width, dim, 2, 2)  # tap (the last is the present), channel, out part, in part
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jnp.zeros((dim, 2)))
+        self.bias = nnx.Param(jnp.zeros((dim, 2)), decay=False)
 
     def __call__(self, x: Array, taps: Array, position: Array) -> tuple[Array, Array]:
         """Convolves x [B, S, D] after the K−1 inputs `taps`; taps from before a document's start do not count."""
@@ -78,13 +81,15 @@ class SelectiveSSM(nnx.Module):
             # Time constants spread evenly in log time, phases around the circle (LRU, Orvieto et al., 2023).
             quantile = (jax.random.uniform(rngs.params(), (groups, states)) + jnp.arange(states)) / states
             timescale = config.ring_max_timescale**quantile
-            self.decay = nnx.Param(jnp.log(jnp.expm1(1 / timescale)))
-            self.phase = nnx.Param(
-                jnp.pi * jax.random.uniform(rngs.params(), (groups, states), minval=-1, maxval=1) / jnp.sqrt(timescale)
-            )
+            decay = jnp.log(jnp.expm1(1 / timescale))
+            phase = jnp.pi * jax.random.uniform(rngs.params(), (groups, states), minval=-1, maxval=1)
+            phase = phase / jnp.sqrt(timescale)
         else:
-            self.decay = nnx.Param(0.75 + 0.1 * jax.random.normal(rngs.params(), (groups, states)))
-            self.phase = nnx.Param(0.1 * jax.random.normal(rngs.params(), (groups, states)))
+            decay = 0.75 + 0.1 * jax.random.normal(rngs.params(), (groups, states))
+            phase = 0.1 * jax.random.normal(rngs.params(), (groups, states))
+        # Their zero is a particular time constant and not the absence of one: weight decay has no business with them.
+        self.decay = nnx.Param(decay, decay=False)
+        self.phase = nnx.Param(phase, decay=False)
         self.in_proj = complex_weight(rngs, states, width)
         self.out_proj = complex_weight(rngs, width, states)
         self.dt_proj = Linear(2 * width, 2, rngs=rngs)
@@ -118,32 +123,108 @@ class SelectiveSSM(nnx.Module):
         log_decay = -dt[..., None] * jax.nn.softplus(self.decay[...])
         return dt, omega, jnp.sqrt(-jnp.expm1(2 * log_decay)) * b_x
 
+    def costs(self, tokens: int, dim: int) -> dict[str, Cost]:
+        """Arithmetic and traffic over so many tokens of D channels."""
+        groups, states = self.decay.shape[-2:]
+        wave, memory = COMPLEX * tokens * dim, COMPLEX * tokens * groups * states
+        step_sizes = MULTIPLY_ADD * 2 * (dim // groups) * 2 * groups
+        projection = COMPLEX_MULTIPLY_ADD * dim * states
+        return {
+            "ssm/inputs": product(tokens * (step_sizes + projection), wave, 2 * memory),
+            "ssm/scan": product(tokens * COMPLEX_MULTIPLY_ADD * groups * states, 2 * memory, memory),
+            "ssm/output": product(tokens * projection, memory, wave),
+        }
 
-class Mixer(nnx.Module):
-    """One mixing layer with pre-norm and residual."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+class MixerStats(NamedTuple):
+    """Gates and memory of one mixer."""
+
+    gate_mean: Array
+    gate_saturated: Array  # share of the spinor gate's entries outside 0.01..0.99
+    decay: Array  # largest |a|
+    state: Array  # largest |h|
+
+
+class Mixer(Block):
+    """One mixing layer with pre-norm and residual (SPEC section 2, Mixer)."""
+
+    PARTS: ClassVar = {
+        "norm": ("norm_gamma",),
+        "spinor_gate": ("spinor_gate",),
+        "conv": ("conv",),
+        "amplitude_gate": ("activation_threshold",),
+        "ssm": ("ssm",),
+        "out_proj": ("out_proj",),
+        "residual": ("output_scale", "residual_scale"),
+    }
+    RESIDUAL: ClassVar = frozenset({"residual"})
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
+        del layer  # all depths begin alike
         dim, mixer = config.hidden_dim, config.mixer
-        self.norm_gamma = nnx.Param(jnp.ones(dim))
+        self.norm_gamma = nnx.Param(jnp.ones(dim), decay=False)
         self.spinor_gate = SpinorGate(dim, mixer.block_size, rngs)
         self.conv = CausalConv(dim, mixer.conv_width, rngs)
-        self.activation_threshold = nnx.Param(jnp.zeros(()))
+        self.activation_threshold = nnx.Param(jnp.zeros(()), decay=False)
         self.ssm = SelectiveSSM(dim, mixer, rngs)
         self.out_proj = complex_weight(rngs, dim, dim)
-        self.output_scale = nnx.Param(jnp.full(dim, 2.5))
-        self.residual_scale = nnx.Param(jnp.asarray((2 * config.num_layers) ** -0.5))
+        self.output_scale = nnx.Param(jnp.full(dim, 2.5), decay=False)
+        self.residual_scale = nnx.Param(jnp.asarray((2 * config.num_layers) ** -0.5), decay=False)
+
+    def initial_state(self, batch_size: int) -> MixerState:
+        """See `Block`."""
+        dtype = self.out_proj.dtype
+        taps = (batch_size, self.conv.kernel.shape[-4] - 1, self.out_proj.shape[-1])
+        return MixerState(jnp.zeros(taps, dtype), jnp.zeros((batch_size, *self.ssm.decay.shape[-2:]), dtype))
 
     def __call__(
-        self, x: Array, state: MixerState, position: Array, probe: Probe = unobserved
-    ) -> tuple[Array, MixerState]:
-        """x [B, S, D] complex and the state before it to (the same shape, the state after it)."""
-        z = probe("norm", rms_norm(x, self.norm_gamma[...]))
+        self, x: Array, state: MixerState, context: Context, probe: Probe = unobserved, prepared: None = None
+    ) -> tuple[Array, MixerState, tuple[()]]:
+        """See `Block`."""
+        del prepared
+        z = probe("norm", self.norm(x))
         z = probe("spinor_gate", self.spinor_gate(z))
-        z, taps = self.conv(z, state.taps, position)
+        z, taps = self.conv(z, state.taps, context.position)
         z = probe("conv", z)
-        z = probe("amplitude_gate", z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...])))
-        z, ssm = self.ssm(z, state.ssm, position)
+        z = probe("amplitude_gate", self.amplitude_gate(z))
+        z, ssm = self.ssm(z, state.ssm, context.position)
         z = probe("ssm", z)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
-        x = probe("residual", x + self.residual_scale[...] * (z * self.output_scale[...]))
-        return x, MixerState(taps, ssm)
+        return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
+
+    def norm(self, x: Array) -> Array:
+        """The layer's input, normalised."""
+        return rms_norm(x, self.norm_gamma[...])
+
+    def amplitude_gate(self, z: Array) -> Array:
+        """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (SPEC section 2, Mixer 3)."""
+        return z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...]))
+
+    def residual(self, x: Array, z: Array) -> Array:
+        """x + ρ·z·s of the layer's input x and what its parts made of it."""
+        return x + self.residual_scale[...] * (z * self.output_scale[...])
+
+    def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
+        """See `Block`."""
+        gate = self.spinor_gate.gate(values["norm"])
+        ssm, x = self.ssm, values["amplitude_gate"]
+        dt, omega, _ = ssm.inputs(x)
+        a = transitions(dt, omega, jax.nn.softplus(ssm.decay[...]), ssm.phase[...], context.position.T == 0)
+        h = ssm.states(x, state.ssm, context.position)
+        saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
+        return MixerStats(jnp.mean(gate), saturated, jnp.max(jnp.abs(a)), jnp.max(jnp.abs(h)))
+
+    def costs(self, tokens: int) -> dict[str, Cost]:
+        """See `Block`."""
+        dim, block_size = self.out_proj.shape[-1], self.spinor_gate.rotation.shape[-1]
+        wave = COMPLEX * tokens * dim
+        gate = MULTIPLY_ADD * 2 * dim * dim + COMPLEX_MULTIPLY_ADD * dim * block_size
+        taps = self.conv.kernel.shape[-4]
+        return {
+            "norm": Cost(0, 0, wave, wave),
+            "spinor_gate": product(tokens * gate, wave, wave),
+            "conv": product(tokens * MULTIPLY_ADD * 4 * taps * dim, wave, wave),
+            "amplitude_gate": Cost(0, 0, wave, wave),
+            **self.ssm.costs(tokens, dim),
+            "out_proj": product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, 2 * wave, wave),
+        }

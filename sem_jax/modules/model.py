@@ -1,4 +1,4 @@
-"""The whole model: encoder, L mixers, L propagators, norm, readout; one code path for training and for decoding.
+"""The whole model: encoder, layers, norm, readout; one code path for training, decoding and diagnosis.
 
 Every call takes the state of the past and returns the state after its tokens. A full forward pass starts from
 `initial_state`; decoding is the same call with one token, so it costs O(1) and cannot drift from training.
@@ -6,9 +6,9 @@ Every call takes the state of the past and returns the state after its tokens. A
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import ModelConfig, Remat
-from sem_jax.core.cayley import PreparedStep
 from sem_jax.core.complex_ops import rms_norm
+from sem_jax.modules.block import Block, Context
+from sem_jax.modules.blocks import block_kinds
+from sem_jax.modules.cost import Cost
 from sem_jax.modules.encoder import Encoder
-from sem_jax.modules.mixer import Mixer, MixerState
-from sem_jax.modules.propagator import Propagator, PropagatorStats
+from sem_jax.modules.probe import Observer
 from sem_jax.modules.readout import Readout
 
 
@@ -29,14 +30,14 @@ class ModelState(NamedTuple):
 
     position: Array  # [B] int32, position of the next token in its document
     encoder: Array  # [sweeps, B, M]
-    mixers: MixerState  # leading layer axis
+    blocks: dict[str, Any]  # by kind, with a leading layer axis
 
 
 class ForwardStats(NamedTuple):
-    """By-products of a forward pass."""
+    """By-products of a forward pass, by kind of block or by group."""
 
-    propagators: PropagatorStats  # each [L]
-    column_share: Array  # [M], mean use of the transport columns
+    blocks: dict[str, Any]  # what the layers report, with a leading layer axis
+    seen: dict[str, Any]  # what the observer kept of "encoder", of each kind of block and of "head"
 
 
 def stack_layers(layers: list[Any]) -> Any:
@@ -46,13 +47,30 @@ def stack_layers(layers: list[Any]) -> Any:
     return nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
-def scan_layers(stacked: Any, carry: Any, inputs: Any, apply: Callable, remat: Remat) -> tuple[Any, Any]:
-    """Runs apply(layer, carry, layer_inputs) -> (carry, layer_outputs) over the leading axis of a stacked module."""
-    graphdef, variables = nnx.split(stacked)
+def scan_layers(
+    stacked: Mapping[str, Block], carry: Any, inputs: Any, apply: Callable[..., tuple[Any, Any]], remat: Remat
+) -> tuple[Any, Any]:
+    """Runs apply(blocks of one depth, carry, inputs of that depth) -> (carry, outputs) through all depths.
 
-    def body(carry, layer):
+    Compiled once, whatever the depth.
+
+    Args:
+      stacked: by kind, modules as from `stack_layers`.
+      carry: what passes from depth to depth.
+      inputs: pytree of arrays with a leading layer axis.
+      apply: the body.
+      remat: what the backward pass recomputes.
+
+    Returns:
+      (carry, outputs with a leading layer axis).
+    """
+    graphdefs = {kind: nnx.split(module)[0] for kind, module in stacked.items()}
+    variables = {kind: nnx.split(module)[1] for kind, module in stacked.items()}
+
+    def body(carry: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
         layer_variables, layer_inputs = layer
-        return apply(nnx.merge(graphdef, layer_variables), carry, layer_inputs)
+        blocks = {kind: nnx.merge(graphdefs[kind], layer_variables[kind]) for kind in graphdefs}
+        return apply(blocks, carry, layer_inputs)
 
     if remat != "none":
         body = jax.checkpoint(body, policy=_is_real_product if remat == "elementwise" else None)
@@ -65,34 +83,52 @@ def _is_real_product(primitive: Any, *operands: Any, **_: Any) -> bool:
 
 
 class SEM(nnx.Module):
-    """The Signal-Entropic Model."""
+    """The Signal-Entropic Model: encoder, the layers that the configuration names, norm and readout."""
+
+    HEAD_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {"final_norm": ("final_gamma",), "readout": ("readout",)}
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        layers = range(config.num_layers)
         self.encoder = Encoder(config, rngs)
-        self.mixers = stack_layers([Mixer(config, rngs) for _ in layers])
-        self.propagators = stack_layers([Propagator(config, seed=layer) for layer in layers])
-        self.final_gamma = nnx.Param(jnp.ones(config.hidden_dim))
+        for kind, block in block_kinds(config.blocks).items():
+            setattr(self, kind, stack_layers([block(config, rngs, layer) for layer in range(config.num_layers)]))
+        self.final_gamma = nnx.Param(jnp.ones(config.hidden_dim), decay=False)
         self.readout = Readout(config, rngs)
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The stacked layers of each kind, in the order of a depth."""
+        return {kind: getattr(self, kind) for kind in block_kinds(self.config.blocks)}
+
+    @property
+    def parts(self) -> dict[str, Mapping[str, tuple[str, ...]]]:
+        """`Block.PARTS` of each group, in the order of the forward pass."""
+        layers = {kind: block.PARTS for kind, block in self.blocks.items()}
+        return {"encoder": self.encoder.PARTS, **layers, "head": self.HEAD_PARTS}
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state at the start of a document."""
-        config, mixer = self.config, self.config.mixer
-        dtype = self.readout.weight.dtype
-        taps = (config.num_layers, batch_size, mixer.conv_width - 1, config.hidden_dim)
-        ssm = (config.num_layers, batch_size, mixer.num_groups, mixer.state_dim)
+        depth = self.config.num_layers
+
+        def at_every_depth(x: Array) -> Array:
+            return jnp.broadcast_to(x, (depth, *x.shape))
+
         return ModelState(
             position=jnp.zeros(batch_size, jnp.int32),
             encoder=self.encoder.initial_state(batch_size),
-            mixers=MixerState(jnp.zeros(taps, dtype), jnp.zeros(ssm, dtype)),
+            blocks={
+                kind: jax.tree.map(at_every_depth, block.initial_state(batch_size))
+                for kind, block in self.blocks.items()
+            },
         )
 
-    def prepare(self) -> PreparedStep:
-        """What the propagators compute from their parameters alone, with a leading layer axis."""
-        return scan_layers(
-            self.propagators, None, None, lambda propagator, _, __: (None, propagator.prepare()), "none"
-        )[1]
+    def prepare(self) -> dict[str, Any]:
+        """What the layers compute from their parameters alone, by kind, with a leading layer axis."""
+
+        def prepare(blocks: dict[str, Block], _: None, __: None) -> tuple[None, dict[str, Any]]:
+            return None, {kind: block.prepare() for kind, block in blocks.items()}
+
+        return scan_layers(self.blocks, None, None, prepare, "none")[1]
 
     def __call__(
         self,
@@ -100,37 +136,68 @@ class SEM(nnx.Module):
         state: ModelState | None = None,
         resets: Array | None = None,
         token_freqs: Array | None = None,
-        prepared: PreparedStep | None = None,
+        prepared: dict[str, Any] | None = None,
+        observer: Observer | None = None,
     ) -> tuple[Array, ModelState, ForwardStats]:
         """The wave function that predicts the token after each position.
 
         Args:
           tokens: [B, S] int, in 0..V−1 (checked on the host by `sem_jax.data`).
           state: what came before; None at the start of a document.
-          resets: [B, S] bool, True where a token starts a new document: convolution, SSM, encoder and position start
-            afresh there. None: one document.
+          resets: [B, S] bool, True where a token starts a new document: everything that looks back starts afresh there.
+            None: one document.
           token_freqs: [V], frequencies that sharpen the transport cost of rare tokens; None: not used.
           prepared: from `prepare`, for many calls with the same parameters; None: computed in this call.
+          observer: gives a probe to each module; None: an ordinary pass.
 
         Returns:
           (psi [B, S, D] complex, state after the last token, statistics).
         """
+        observer = observer or Observer()
         state = self.initial_state(tokens.shape[0]) if state is None else state
-        position = document_positions(state.position, tokens.shape[1], resets)
-        psi, encoder_state, column_share = self.encoder(tokens, position, state.encoder, token_freqs)
-        psi, mixers = scan_layers(
-            self.mixers, psi, state.mixers, lambda mixer, x, past: mixer(x, past, position), self.config.remat
-        )
-        psi, propagators = scan_layers(
-            self.propagators,
-            psi,
-            prepared,
-            lambda propagator, x, step: propagator(x, prepared=step),
-            self.config.remat,
-        )
-        psi = rms_norm(psi, self.final_gamma[...])
-        state = ModelState(position[:, -1] + 1, encoder_state, mixers)
-        return psi, state, ForwardStats(propagators, jax.lax.stop_gradient(column_share))
+        context = Context(document_positions(state.position, tokens.shape[1], resets))
+        seen: dict[str, Any] = {}
+
+        probe = observer.probe(observer.slots.get("encoder"))
+        psi, encoder_state = self.encoder(tokens, state.encoder, context, token_freqs, probe)
+        seen["encoder"] = observer.seen(probe, self.encoder, state.encoder, context)
+
+        def at_one_depth(blocks: dict[str, Block], x: Array, inputs: dict[str, tuple[Any, Any, Any]]) -> Any:
+            outputs = {}
+            for kind, block in blocks.items():
+                past, ready, slots = inputs[kind]
+                probe = observer.probe(slots)
+                x, new, stats = block(x, past, context, probe, ready)
+                outputs[kind] = new, stats, observer.seen(probe, block, past, context)
+            return x, outputs
+
+        outputs: dict[str, Any] = {}
+        for kinds in self.passes():
+            inputs = {
+                kind: (state.blocks[kind], prepared and prepared[kind], observer.slots.get(kind)) for kind in kinds
+            }
+            psi, found = scan_layers(kinds, psi, inputs, at_one_depth, self.config.remat)
+            outputs |= found
+        seen |= {kind: output[2] for kind, output in outputs.items()}
+
+        probe = observer.probe(observer.slots.get("head"))
+        psi = probe("final_norm", rms_norm(psi, self.final_gamma[...]))
+        seen["head"] = observer.seen(probe, None, None, context)
+        after = ModelState(context.position[:, -1] + 1, encoder_state, {kind: o[0] for kind, o in outputs.items()})
+        return psi, after, ForwardStats({kind: o[1] for kind, o in outputs.items()}, seen)
+
+    def passes(self) -> list[dict[str, Block]]:
+        """The stacked layers that go through all depths together: each kind by itself, or all of them."""
+        blocks = self.blocks
+        return [blocks] if self.config.layout == "interleaved" else [{kind: block} for kind, block in blocks.items()]
+
+    def costs(self, tokens: int) -> dict[str, Cost]:
+        """Arithmetic and traffic of a training step over so many tokens, by part, all layers together."""
+        depth = self.config.num_layers
+        layers: dict[str, Cost] = {}
+        for block in self.blocks.values():
+            layers |= {name: cost.times(depth) for name, cost in block.costs(tokens).items()}
+        return self.encoder.costs(tokens) | layers | self.readout.costs(tokens)
 
 
 def document_positions(start: Array, length: int, resets: Array | None) -> Array:
@@ -158,6 +225,15 @@ class ModelParts:
     def merge(self) -> SEM:
         """The module, ready to be called."""
         return nnx.merge(self.graphdef, self.params, self.buffers)
+
+    def decays(self) -> dict[str, Any]:
+        """Which parameters weight decay touches: a tree of bools with the structure of `params`.
+
+        A parameter decays unless its module made it as `nnx.Param(..., decay=False)`.
+        """
+        variables = nnx.to_flat_state(nnx.split(self.merge(), nnx.Param, ...)[1])
+        leaves = [variable.get_metadata().get("decay", True) for _, variable in variables]
+        return jax.tree.unflatten(jax.tree.structure(self.params), leaves)
 
     def replace(self, **changes: Any) -> ModelParts:
         """A copy with other parameters or buffers."""

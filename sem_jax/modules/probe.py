@@ -1,14 +1,15 @@
-"""Where a module shows what passes between its parts, for `sem_jax.diagnosis`; a training step sees none of it."""
+"""Where a module shows what passes between its parts; an ordinary pass sees none of it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from jax import Array
 
 
 class Probe(Protocol):
-    """Looks at the output of a named part and returns it; the value itself is never changed."""
+    """Looks at the output of a named part of one module and returns it; the value itself is never changed."""
 
     def __call__(self, name: str, value: Array, /) -> Array:
         """The value."""
@@ -16,6 +17,35 @@ class Probe(Protocol):
 
 
 def unobserved(name: str, value: Array, /) -> Array:
-    """The probe of every ordinary call: adds nothing to the program."""
+    """The probe of every ordinary pass: adds nothing to the program."""
     del name
     return value
+
+
+class Observer:
+    """Gives a probe to each module of a pass and keeps what the probe saw; this one looks at nothing.
+
+    `sem_jax.diagnosis.walk` has one that looks. Under the loop over the layers whatever a probe needs or keeps must be
+    arrays: `slots` go in, what `seen` returns comes out, both with a leading layer axis.
+
+    Attributes:
+      slots: by group ("encoder", a kind of block, "head"), what the probe of each of its layers is made from.
+    """
+
+    slots: Mapping[str, Any] = {}
+
+    def probe(self, slots: Any) -> Probe:
+        """The probe of one module."""
+        del slots
+        return unobserved
+
+    def seen(self, probe: Probe, module: Any, state: Any, context: Any) -> Any:
+        """What is kept of a module's pass: a pytree of arrays.
+
+        Args:
+          probe: as from `probe`, after the pass.
+          module: an encoder or a block; None for the head.
+          state: the module's, before the pass.
+          context: `Context` of the pass.
+        """
+        del probe, module, state, context

@@ -8,6 +8,7 @@ from jax import Array
 
 from sem_jax.config import ModelConfig
 from sem_jax.core import born
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, FLOAT, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import complex_weight
 
 
@@ -15,9 +16,10 @@ class Readout(nnx.Module):
     """P(v) ∝ e^{β_v}|W_v·ψ|² (SPEC section 2, Readout, and section 3, rows 6 and 11)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.likelihood = config.likelihood
         self.floor = config.born_floor
         self.weight = complex_weight(rngs, config.vocab_size, config.hidden_dim)
-        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size), decay=False)
 
     def log_probs(self, psi: Array) -> Array:
         """log P of every token: [..., D] to [..., V]."""
@@ -30,3 +32,19 @@ class Readout(nnx.Module):
     def reference_logits(self, psi: Array) -> tuple[Array, Array]:
         """The PyTorch original's logits and |W·ψ|², each [..., V]."""
         return born.reference_logits(psi, self.weight[...], self.bias[...])
+
+    def costs(self, tokens: int) -> dict[str, Cost]:
+        """Arithmetic and traffic of the loss: over the vocabulary only for the Gram matrix, or for every token."""
+        vocab, dim = self.weight.shape
+        wave, weights = COMPLEX * tokens * dim, COMPLEX * vocab * dim
+        if self.likelihood == "reference":
+            flops = COMPLEX_MULTIPLY_ADD * tokens * dim * vocab
+            return {"readout/logits": product(flops, wave + weights, FLOAT * tokens * vocab)}
+        # A Hermitian sum of outer products takes two of four real products: G, and backwards Σ z̄·conj(ψ)ψᵀ. The
+        # cotangent of W takes three, and that of ψ reuses Gψ.
+        square = MULTIPLY_ADD * dim * dim
+        rows = COMPLEX_MULTIPLY_ADD * tokens * dim
+        return {
+            "readout/gram": Cost(2 * vocab * square, 3 * vocab * square, weights),
+            "readout/likelihood": Cost(4 * tokens * square + rows, 2 * tokens * square + 2 * rows, 2 * wave),
+        }

@@ -14,7 +14,7 @@ from sem_jax.optim.groups import group_rates, parameter_factors, scale_by_group
 from sem_jax.optim.langevin import langevin_noise, with_langevin_noise
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.spikes import SpikeState
-from sem_jax.optim.weight_decay import add_weight_decay, decay_all, matrices_only
+from sem_jax.optim.weight_decay import add_weight_decay
 
 __all__ = [
     "FiniteGuardState",
@@ -25,7 +25,6 @@ __all__ = [
     "bias_corrected_second_moment",
     "clip_by_global_norm",
     "conjugate_gradients",
-    "decay_all",
     "finite_guard",
     "global_norm",
     "group_rates",
@@ -36,7 +35,6 @@ __all__ = [
     "leaf_names",
     "make_optimizer",
     "make_schedule",
-    "matrices_only",
     "parameter_factors",
     "scale_by_complex_adam",
     "scale_by_group",

@@ -16,7 +16,7 @@ from sem_jax.optim.groups import group_rates, scale_by_group
 from sem_jax.optim.langevin import langevin_noise
 from sem_jax.optim.parts import by_parts
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
-from sem_jax.optim.weight_decay import add_weight_decay, decay_all, matrices_only
+from sem_jax.optim.weight_decay import add_weight_decay
 
 # Without clipping nothing bounds what a second moment takes in. After a gradient of this norm √v̂ is 3e7 at first, an
 # ordinary gradient moves its parameter by less than a rounding, and that lasts for thousands of steps at b2 = 0.999.
@@ -30,7 +30,9 @@ class LangevinAdamWState(NamedTuple):
     noise: optax.OptState
 
 
-def make_optimizer(config: OptimizerConfig, max_steps: int, seed: int) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    config: OptimizerConfig, max_steps: int, seed: int, decays: Any | None = None
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a training run: `langevin_adamw` behind `finite_guard`.
 
     `update(grads, state, params, *, loss, step)` takes the gradients as `jax.grad` returns them, the scalar loss and
@@ -41,6 +43,7 @@ def make_optimizer(config: OptimizerConfig, max_steps: int, seed: int) -> optax.
       config: its hyperparameters.
       max_steps: length of the run, at which the decay of the learning rate ends.
       seed: of the Langevin noise.
+      decays: tree of bools, the parameters that weight decay touches, as `ModelParts.decays` gives it; None: all.
 
     Returns:
       A transformation with state `FiniteGuardState(inner=LangevinAdamWState(...), ...)`.
@@ -48,7 +51,7 @@ def make_optimizer(config: OptimizerConfig, max_steps: int, seed: int) -> optax.
     Raises:
       ValueError: a hyperparameter is out of its range.
     """
-    return guarded(langevin_adamw(config, make_schedule(config, max_steps), seed), config)
+    return guarded(langevin_adamw(config, make_schedule(config, max_steps), seed, decays), config)
 
 
 def guarded(inner: optax.GradientTransformation, config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
@@ -79,7 +82,7 @@ def make_schedule(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
 
 
 def langevin_adamw(
-    config: OptimizerConfig, schedule: optax.Schedule, seed: int
+    config: OptimizerConfig, schedule: optax.Schedule, seed: int, decays: Any | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101, algorithm 2) for complex weights, with Langevin noise.
 
@@ -91,6 +94,7 @@ def langevin_adamw(
       config: its hyperparameters; the guard's and the schedule's own are not read.
       schedule: from the step to the learning rate.
       seed: of the Langevin noise.
+      decays: as in `make_optimizer`; `config.decay_all` goes before it.
 
     Returns:
       A transformation with state `LangevinAdamWState`. Its update needs the parameters and the extra argument `step`,
@@ -107,7 +111,7 @@ def langevin_adamw(
         )
     lr_factors = parse_factors(config.lr_factors, "config.optimizer.lr_factors")
     decay_factors = parse_factors(config.decay_factors, "config.optimizer.decay_factors")
-    decays = decay_all if config.decay_all else matrices_only
+    decays = None if config.decay_all else decays
     direction = optax.named_chain(
         ("conjugate", conjugate_gradients()),
         ("clip", clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()),

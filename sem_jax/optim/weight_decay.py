@@ -1,25 +1,17 @@
 """Weight decay: which parameters decay, and how much of it each one gets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from sem_jax.optim.groups import parameter_factors
 from sem_jax.optim.parts import by_parts
 
-# Their leaves hold all layers, stacked on a leading axis.
-STACKED_GROUPS = frozenset({"mixers", "propagators"})
-
-# Arrays of two dimensions that multiply no vector: a bias of (re, im) pairs, and the SSM's decay and phase of each
-# state in each group, whose zero is a particular time constant rather than the absence of one.
-NO_MATRICES = frozenset({"bias", "decay", "phase"})
-
 
 def add_weight_decay(
-    weight_decay: float, decays: Callable[[optax.Params], Any], factors: Mapping[str, float]
+    weight_decay: float, decays: Any | None, factors: Mapping[str, float]
 ) -> optax.GradientTransformation:
     """Adds λ f θ to the updates, with a factor f for each group (Loshchilov & Hutter, 2019, arXiv:1711.05101).
 
@@ -28,7 +20,7 @@ def add_weight_decay(
 
     Args:
       weight_decay: λ.
-      decays: from the parameters to a tree of bools, such as `matrices_only`.
+      decays: tree of bools with the structure of the parameters, as `ModelParts.decays` gives it; None: all decay.
       factors: f by path, see `parameter_factors`; 1 where there is none.
 
     Returns:
@@ -39,8 +31,11 @@ def add_weight_decay(
         or update is called without parameters.
     """
 
+    def mask(params: optax.Params) -> Any:
+        return jax.tree.map(lambda _: True, params) if decays is None else decays
+
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        _require_decay(factors, decays(params), params)
+        _require_decay(factors, mask(params), params)
         return optax.EmptyState()
 
     def update_fn(
@@ -53,39 +48,9 @@ def add_weight_decay(
             strength = weight_decay * factor
             return by_parts(lambda u, p: u + strength * p, update, param) if decay and strength else update
 
-        return jax.tree.map(add, updates, params, decays(params), parameter_factors(factors, params)), state
+        return jax.tree.map(add, updates, params, mask(params), parameter_factors(factors, params)), state
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def matrices_only(params: optax.Params) -> Any:
-    """Marks the parameters that have two or more dimensions within one layer and are not named in `NO_MATRICES`.
-
-    Args:
-      params: nested mapping of arrays. The leaves under the top-level keys `STACKED_GROUPS` have shape [L, ...], and
-        their layer axis does not count: a stack [L, D] of gains is no matrix.
-
-    Returns:
-      A tree of bools with the structure of `params`.
-    """
-    return jax.tree.map_with_path(_is_matrix, params)
-
-
-def decay_all(params: optax.Params) -> Any:
-    """Marks every parameter: biases, gains and scalars too, as the reference does (SPEC section 2, Optimizer).
-
-    Args:
-      params: any tree of arrays.
-
-    Returns:
-      A tree of bools with the structure of `params`.
-    """
-    return jax.tree.map(lambda _: True, params)
-
-
-def _is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    group, name = (jax.tree_util.keystr(part, simple=True) for part in (path[:1], path[-1:]))
-    return jnp.ndim(leaf) - (group in STACKED_GROUPS) >= 2 and name not in NO_MATRICES
 
 
 def _require_decay(factors: Mapping[str, float], decays: Any, params: optax.Params) -> None:

@@ -42,7 +42,7 @@ class Fault(NamedTuple):
     leaf: str | int | Array = 0  # a parameter such as "readout/weight", or its index; BATCH and LOSS have no leaf
 
 
-def planting(*faults: Fault) -> Callable[[Any, Config], TrainStep]:
+def planting(*faults: Fault) -> Callable[[Config], TrainStep]:
     """A training step with faults, one or more, but at most one a step.
 
     It is what `sem_jax.training.loop.train` takes as `make_step`.
@@ -53,15 +53,15 @@ def planting(*faults: Fault) -> Callable[[Any, Config], TrainStep]:
     """
     _require_strikes(faults)
 
-    def make_step(graphdef: Any, config: Config) -> TrainStep:
-        step = make_faulty_step(graphdef, config)
+    def make_step(config: Config) -> TrainStep:
+        step = make_faulty_step(config)
         return lambda state, batch: step(state, batch, [resolve(fault, state.params) for fault in faults])
 
     return make_step
 
 
 def make_faulty_step(
-    graphdef: Any, config: Config
+    config: Config,
 ) -> Callable[[TrainState, Batch, Sequence[Fault]], tuple[TrainState, StepMetrics]]:
     """The compiled step (state, batch, faults) -> (state, metrics), which donates the state's buffers.
 
@@ -73,8 +73,9 @@ def make_faulty_step(
         weights: Any = _plant_entry(jnp.asarray(batch.weights), fault.place == int(Place.BATCH), fault.value)
         params = _plant(state.params, fault, Place.PARAMETER)
         moments = _plant_moments(state.opt_state.inner, fault, Place.FIRST_MOMENT, Place.SECOND_MOMENT)
-        state = state._replace(params=params, opt_state=state.opt_state._replace(inner=moments))
-        return make_train_step(graphdef, config, _optimizer(config, fault))(state, batch._replace(weights=weights))
+        state = state.replace(params=params, opt_state=state.opt_state._replace(inner=moments))
+        optimizer = _optimizer(config, fault, state.model.decays())
+        return make_train_step(config, optimizer)(state, batch._replace(weights=weights))
 
     return jax.jit(step, donate_argnums=0)
 
@@ -116,9 +117,10 @@ def _of_step(faults: Sequence[Fault], step: Array) -> Fault:
     return Fault(jnp.where(strikes.any(), places, -1), step + 1, values, leaves)
 
 
-def _optimizer(config: Config, fault: Fault) -> optax.GradientTransformationExtraArgs:
+def _optimizer(config: Config, fault: Fault, decays: Any) -> optax.GradientTransformationExtraArgs:
     training = config.training
-    honest = langevin_adamw(config.optimizer, make_schedule(config.optimizer, training.max_steps), training.seed)
+    schedule = make_schedule(config.optimizer, training.max_steps)
+    honest = langevin_adamw(config.optimizer, schedule, training.seed, decays)
 
     def propose(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         updates, state = honest.update(grads, state, params, **extra)

@@ -50,4 +50,4 @@ def skip_step(config: Config, state: TrainState, reason: Reason, leaf: int = -1)
         reason=jnp.full_like(guard.reason, int(reason)),
         leaf=jnp.full_like(guard.leaf, leaf),
     )
-    return state._replace(step=state.step + 1, opt_state=guard)
+    return state.replace(step=state.step + 1, opt_state=guard)

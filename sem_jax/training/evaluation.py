@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sem_jax.config import Config
 from sem_jax.data import Batch, Dataset
+from sem_jax.modules.model import ModelParts
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.training.health import bits_per_byte
 from sem_jax.training.step import make_eval_step
@@ -25,19 +26,18 @@ class Evaluator:
     """Evaluates on the validation split: the same batches every time, compiled once.
 
     Args:
-      graphdef: structure of the model.
-      config: its configuration; `training.eval_batches` batches are used, or fewer if the split holds fewer.
+      config: of the model; `training.eval_batches` batches are used, or fewer if the split holds fewer.
       dataset: holds the split.
     """
 
-    def __init__(self, graphdef: Any, config: Config, dataset: Dataset):
-        self._step = make_eval_step(graphdef, config)
+    def __init__(self, config: Config, dataset: Dataset):
+        self._step = make_eval_step(config)
         self._batches: list[Batch] = list(dataset.validation.evaluation_batches(config.training.eval_batches))
         self._bytes_per_token = dataset.bytes_per_token
 
-    def __call__(self, params: Any, buffers: Any) -> Evaluation:
+    def __call__(self, parts: ModelParts) -> Evaluation:
         """Means over all target tokens: nats a token and bits a byte are those of the normalised distribution."""
-        metrics = jax.device_get([self._step(params, buffers, batch) for batch in self._batches])
+        metrics = jax.device_get([self._step(parts, batch) for batch in self._batches])
         sums = [np.array([m.sums.loss, m.sums.nll, m.sums.weight], np.float64) for m in metrics]
         loss, nll, weight = np.sum(sums, axis=0)
         worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])
@@ -45,8 +45,8 @@ class Evaluator:
             "loss": loss / weight,
             "nll": nll / weight,
             "bits_per_byte": bits_per_byte(nll / weight, self._bytes_per_token),
-            "cg_residual": float(np.max(worst.residual)),
-            "cg_iterations": int(np.max(worst.iterations)),
-            "norm_drift": float(np.max(worst.norm_drift)),
+            "cg_residual": float(np.max(worst.residual, initial=0)),
+            "cg_iterations": int(np.max(worst.iterations, initial=0)),
+            "norm_drift": float(np.max(worst.norm_drift, initial=0)),
         }
         return Evaluation(values, worst)

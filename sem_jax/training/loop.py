@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from sem_jax.config import Config, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Dataset, Prefetch, open_dataset
 from sem_jax.inference.language_model import LanguageModel
-from sem_jax.modules.model import ModelParts, count_parameters
+from sem_jax.modules.model import count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.state import batch_number, evaluated_params, init_state
+from sem_jax.training.state import batch_number, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import checkpoint_folder, prepare_workdir
 
@@ -33,7 +33,7 @@ def train(
     config: Config,
     workdir: str | Path,
     echo: Callable[[str], None] = print,
-    make_step: Callable[[Any, Config], TrainStep] | None = None,
+    make_step: Callable[[Config], TrainStep] | None = None,
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -41,7 +41,7 @@ def train(
       config: the experiment.
       workdir: where metrics, checkpoints and the resolved configuration go.
       echo: prints a line.
-      make_step: in place of `make_train_step`, from the model's structure and the configuration to the step; see
+      make_step: in place of `make_train_step`, from the configuration to the step; see
         `sem_jax.testing.planting`.
 
     Raises:
@@ -51,13 +51,13 @@ def train(
     training = config.training
     dataset = open_dataset(config.data, training.seed, training.global_batch)
     config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
-    parts, state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
+    state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
     for change in prepare_workdir(workdir, config, dataset):
         echo(f"changed since the last start: {change}")
 
-    train_step = (make_step or make_train_step)(parts.graphdef, config)
-    evaluate = Evaluator(parts.graphdef, config, dataset)
-    sampler = LanguageModel(config, dataset.tokenizer, parts)
+    train_step = (make_step or make_train_step)(config)
+    evaluate = Evaluator(config, dataset)
+    sampler = LanguageModel(config, dataset.tokenizer, state.model)
     sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first evaluation
     with contextlib.ExitStack() as stack:
         stack.enter_context(single_threaded_lapack())
@@ -66,7 +66,7 @@ def train(
         if checkpointer.latest_step() is not None:
             start, state = checkpointer.restore(state)
             echo(f"resuming from step {start}")
-        echo(_describe(config, dataset, count_parameters(parts.params)))
+        echo(_describe(config, dataset, count_parameters(state.params)))
         interrupted = stack.enter_context(_interruptible(echo))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
@@ -79,9 +79,8 @@ def train(
             last = step == training.max_steps or interrupted()
             if step % training.eval_every == 0 or last:
                 with report.paused():
-                    params = evaluated_params(state)
-                    report.evaluation(step, evaluate(params, state.buffers))
-                    sampler.parts = ModelParts(parts.graphdef, params, state.buffers)
+                    report.evaluation(step, evaluate(state.evaluated))
+                    sampler.parts = state.evaluated
                     report.sample(sampler.generate(config.sampling.prompt))
             if step % training.checkpoint_every == 0 or last:
                 with report.paused():

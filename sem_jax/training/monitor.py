@@ -153,8 +153,8 @@ class Monitor:
             **means,
             bits_per_byte=bpb,
             **values,
-            cg_residual=float(np.max(stats.residual)),
-            norm_drift=float(np.max(stats.norm_drift)),
+            cg_residual=float(np.max(stats.residual, initial=0)),
+            norm_drift=float(np.max(stats.norm_drift, initial=0)),
         )
         self._progress.update(step, loss=means["loss"], bits_per_byte=bpb, **values)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from sem_jax.optim import make_optimizer
 Params = dict[str, Any]
 
 
-class TrainState(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
     """Everything that the next step depends on besides the configuration and the data.
 
     The data position is `step` itself, and random numbers are derived from (seed, step), so nothing else is saved.
@@ -24,36 +27,53 @@ class TrainState(NamedTuple):
 
     step: Array  # scalar int32, steps taken, bad ones included
     params: Params
-    buffers: Params  # graphs, and the population potential where there is one
-    opt_state: optax.OptState  # `FiniteGuardState`
+    buffers: Params  # graphs and rotation frequencies
+    opt_state: Any  # `FiniteGuardState`
     ema: Params | None  # moving average of the parameters, None where the configuration keeps none
+    graphdef: Any = field(
+        metadata={"static": True}
+    )  # structure of the model; not saved, for it follows from the config
+
+    @property
+    def model(self) -> ModelParts:
+        """The model that training moves."""
+        return ModelParts(self.graphdef, self.params, self.buffers)
+
+    @property
+    def evaluated(self) -> ModelParts:
+        """The model that evaluation, samples and `sem_jax.load` use: of the average where one is kept."""
+        return self.model if self.ema is None else self.model.replace(params=self.ema)
+
+    def replace(self, **changes: Any) -> TrainState:
+        """A copy with other values of some fields."""
+        return replace(self, **changes)
 
 
-def init_state(config: Config) -> tuple[ModelParts, TrainState]:
-    """A fresh model and the state before the first step."""
-    parts = init_model(config.model, config.training.seed)
-    return parts, start_state(config, parts)
+def init_state(config: Config) -> TrainState:
+    """The state before the first step of a fresh model."""
+    return start_state(config, init_model(config.model, config.training.seed))
 
 
 def start_state(config: Config, parts: ModelParts) -> TrainState:
     """The state before the first step of a model."""
-    optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
     ema = jax.tree.map(jnp.copy, parts.params) if config.training.ema_decay else None
-    opt_state = jax.jit(optimizer.init)(parts.params)
-    return TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema)
+    opt_state = jax.jit(optimizer_of(config, parts).init)(parts.params)
+    return TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema, parts.graphdef)
 
 
-def abstract_state(config: Config) -> tuple[TrainState, Any]:
-    """The state's shapes and dtypes, and the model's structure (graphdef); no array is computed."""
-    parts = abstract_model(config.model)
-    return jax.eval_shape(lambda parts: start_state(config, parts), parts), parts.graphdef
+def abstract_state(config: Config) -> TrainState:
+    """The state's structure, shapes and dtypes; no array is computed."""
+    return jax.eval_shape(lambda parts: start_state(config, parts), abstract_model(config.model))
+
+
+def optimizer_of(config: Config, parts: ModelParts) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a run, with the weight decay that the model's parameters ask for."""
+    training = config.training
+    return make_optimizer(config.optimizer, training.max_steps, training.seed, parts.decays())
 
 
 def batch_number(training: TrainingConfig, step: int) -> int:
-    """Which training batch the step after `step` steps takes: each one once, or `overfit_batches` over and over."""
-    return step % (training.overfit_batches or step + 1)
-
-
-def evaluated_params(state: TrainState) -> Params:
-    """The parameters that evaluation, samples and `sem_jax.load` use: the average where one is kept."""
-    return state.params if state.ema is None else state.ema
+    """The number of the batch that follows after `step` steps: each batch once, or `overfit_batches` over and over."""
+    if training.overfit_batches:
+        return step % training.overfit_batches
+    return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ import optax
 from jax import Array
 
 from sem_jax.config import Config, TrainingConfig
-from sem_jax.core.sinkhorn import population_update
 from sem_jax.data import Batch
 from sem_jax.modules.model import ForwardStats, ModelParts
 from sem_jax.modules.propagator import PropagatorStats
-from sem_jax.optim import global_norm, make_optimizer, make_schedule
+from sem_jax.optim import global_norm, make_schedule
 from sem_jax.training.loss import LossSums, batch_loss, mean_divergence
-from sem_jax.training.state import Params, TrainState
+from sem_jax.training.state import Params, TrainState, optimizer_of
 
 
 class StepMetrics(NamedTuple):
@@ -44,19 +43,18 @@ class EvalMetrics(NamedTuple):
 
 
 def model_loss(
-    graphdef: Any, config: Config, params: Params, buffers: Params, batch: Batch, teacher: Params | None = None
+    config: Config, parts: ModelParts, batch: Batch, teacher: ModelParts | None = None
 ) -> tuple[LossSums, ForwardStats]:
-    """Sums of the loss over a batch, and what the forward pass reports; `teacher` are the parameters of one."""
-    model = ModelParts(graphdef, params, buffers).merge()
+    """Sums of the loss over a batch, and what the forward pass reports."""
     tokens, resets, weights = map(jnp.asarray, batch)
     sums, stats, _ = batch_loss(
-        model,
+        parts.merge(),
         tokens[:, :-1],
         tokens[:, 1:],
         resets[:, :-1],
         weights,
         config.optimizer.unitary_lambda,
-        None if teacher is None else ModelParts(graphdef, teacher, buffers).merge(),
+        None if teacher is None else teacher.merge(),
         config.training.distill_temperature,
     )
     return sums, stats
@@ -75,35 +73,30 @@ def _objective(config: Config, sums: LossSums, weight: Array) -> tuple[Array, Ar
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
-def make_train_step(
-    graphdef: Any, config: Config, optimizer: optax.GradientTransformationExtraArgs | None = None
-) -> TrainStep:
+def make_train_step(config: Config, optimizer: optax.GradientTransformationExtraArgs | None = None) -> TrainStep:
     """The compiled step (state, batch) -> (state, metrics); the state's buffers are donated.
 
     A batch of [global_batch, ...] is worked through in micro-batches; their gradients add up to that of the whole.
     Where `training.distill_weight` is not 0, the parameters' average before the step is the teacher of the step.
 
     Args:
-      graphdef: structure of the model.
       config: the experiment.
-      optimizer: with state and arguments of the one that `make_optimizer` returns, which is the default.
+      optimizer: with state and arguments of the one that `optimizer_of` returns, which is the default.
     """
-    optimizer = optimizer or make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
     schedule = make_schedule(config.optimizer, config.training.max_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        grads, sums, stats = _accumulate(graphdef, config, state, batch)
+        grads, sums, propagators = _accumulate(config, state, batch)
         loss, distill = _objective(config, sums, sums.weight)
         guard = state.opt_state
-        updates, opt_state = optimizer.update(grads, guard, state.params, loss=loss, step=state.step)
+        transform = optimizer or optimizer_of(config, state.model)
+        updates, opt_state = transform.update(grads, guard, state.params, loss=loss, step=state.step)
         params = optax.apply_updates(state.params, updates)
-        good = opt_state.consecutive == 0
-        new_state = TrainState(
+        new_state = state.replace(
             step=state.step + 1,
             params=params,
-            buffers=_update_buffers(config, state.buffers, stats, good),
             opt_state=opt_state,
-            ema=_update_ema(config, state, params, good),
+            ema=_update_ema(config, state, params, opt_state.consecutive == 0),
         )
         metrics = StepMetrics(
             loss=loss,
@@ -115,7 +108,7 @@ def make_train_step(
             consecutive=opt_state.consecutive,
             reason=opt_state.reason,
             leaf=opt_state.leaf,
-            propagators=stats.propagators,
+            propagators=propagators,
             distill=distill,
         )
         return new_state, metrics
@@ -123,16 +116,14 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _accumulate(
-    graphdef: Any, config: Config, state: TrainState, batch: Batch
-) -> tuple[Params, LossSums, ForwardStats]:
+def _accumulate(config: Config, state: TrainState, batch: Batch) -> tuple[Params, LossSums, PropagatorStats]:
     """Gradient of the mean loss over the whole batch, sums of the loss, and statistics of the worst micro-batch."""
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
-    teacher = state.ema if config.training.distill_weight else None
+    teacher = state.model.replace(params=state.ema) if config.training.distill_weight else None
 
     def micro_loss(params: Params, micro: Batch):
-        sums, stats = model_loss(graphdef, config, params, state.buffers, micro, teacher)
-        return _objective(config, sums, total_weight)[0], (sums, stats)
+        sums, stats = model_loss(config, state.model.replace(params=params), micro, teacher)
+        return _objective(config, sums, total_weight)[0], (sums, propagator_stats(stats))
 
     gradient = jax.grad(micro_loss, has_aux=True)
     num_micro = config.training.global_batch // config.training.micro_batch
@@ -148,18 +139,13 @@ def _accumulate(
     zero = jnp.zeros(())
     start = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero, None if teacher is None else zero))
     (grads, sums), stats = jax.lax.scan(add, start, micro_batches)
-    worst = jax.tree.map(lambda x: jnp.max(x, axis=0), stats.propagators)
-    stats = ForwardStats(worst, jnp.mean(stats.column_share, axis=0))
-    return grads, sums._replace(weight=total_weight), stats
+    return grads, sums._replace(weight=total_weight), jax.tree.map(lambda x: jnp.max(x, axis=0), stats)
 
 
-def _update_buffers(config: Config, buffers: Params, stats: ForwardStats, good: Array) -> Params:
-    encoder = config.model.encoder
-    if encoder.transport != "population":
-        return buffers
-    potential = buffers["encoder"]["potential"]
-    moved = population_update(potential, stats.column_share, encoder.population_rate)
-    return buffers | {"encoder": buffers["encoder"] | {"potential": jnp.where(good, moved, potential)}}
+def propagator_stats(stats: ForwardStats) -> PropagatorStats:
+    """What the propagators of a pass report, each [L]; [0] for a model without any."""
+    empty = jnp.zeros(0)
+    return stats.blocks.get("propagators", PropagatorStats(empty, empty.astype(jnp.int32), empty, empty))
 
 
 def ema_rate(config: TrainingConfig, step: Array | int) -> Array | float:
@@ -187,11 +173,11 @@ def _update_ema(config: Config, state: TrainState, params: Params, good: Array) 
     return jax.tree.map(average, state.ema, params)
 
 
-def make_eval_step(graphdef: Any, config: Config) -> Callable[[Params, Params, Batch], EvalMetrics]:
-    """The compiled function (params, buffers, batch) -> metrics."""
+def make_eval_step(config: Config) -> Callable[[ModelParts, Batch], EvalMetrics]:
+    """The compiled function (model, batch) -> metrics."""
 
-    def step(params: Params, buffers: Params, batch: Batch) -> EvalMetrics:
-        sums, stats = model_loss(graphdef, config, params, buffers, batch)
-        return EvalMetrics(sums, stats.propagators)
+    def step(parts: ModelParts, batch: Batch) -> EvalMetrics:
+        sums, stats = model_loss(config, parts, batch)
+        return EvalMetrics(sums, propagator_stats(stats))
 
     return jax.jit(step)

@@ -132,7 +132,6 @@ class Run(NamedTuple):
 
     config: Config
     tokenizer: Tokenizer
-    graphdef: Any  # structure of the model
     step: int
     state: TrainState
 
@@ -148,10 +147,9 @@ def restore_run(workdir: str | Path, step: int | None = None) -> Run:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
     config, tokenizer = open_workdir(workdir)
-    like, graphdef = abstract_state(config)
     with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
-        found, state = checkpointer.restore(like, step)
-    return Run(config, tokenizer, graphdef, found, state)
+        found, state = checkpointer.restore(abstract_state(config), step)
+    return Run(config, tokenizer, found, state)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sem_jax.diagnosis.statistics import (
+from sem_jax.core.statistics import (
     channel_entropy,
     describe,
     excess_kurtosis,

@@ -19,7 +19,7 @@ class Description(NamedTuple):
     """One array in scalars; NaN where a number is not defined."""
 
     bad: Array  # int32, entries that are not finite
-    first_bad: Array  # int32, index of the first of them in the flattened array, -1 where there is none
+    first_bad: Array  # int32 [axes of z], index of the first of them, all −1 where there is none
     rms: Array  # root of the mean |z|²
     largest: Array  # max |z|
     kurtosis: Array  # see `excess_kurtosis`
@@ -30,10 +30,11 @@ class Description(NamedTuple):
 
 def describe(z: Array) -> Description:
     """All of the statistics of z [..., D], real or complex, as scalars."""
-    bad = ~jnp.isfinite(z).ravel()
+    bad = ~jnp.isfinite(z)
+    first = jnp.stack(jnp.unravel_index(jnp.argmax(bad), z.shape))
     return Description(
         bad=jnp.sum(bad, dtype=jnp.int32),
-        first_bad=jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32),
+        first_bad=jnp.where(jnp.any(bad), first, -1).astype(jnp.int32),
         rms=root_mean_square(z),
         largest=jnp.max(jnp.abs(z)),
         kurtosis=excess_kurtosis(z),
