@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from flax import nnx
 from parts import Part, passes, time_passes
 from shapes import Shape, configuration
 from timing import Timing, machine, milliseconds, table, write_json
@@ -56,7 +57,7 @@ def measure(dim: int, dt: float, tokens: int) -> list[Point]:
             x, info = cayley_step(module.hamiltonian(), psi, dt / 2, options)
             return x, jnp.max(info.residual)
 
-        contenders[solver] = passes(Part(step, Propagator(model, seed=0), (psi,)))
+        contenders[solver] = passes(Part(step, Propagator(model, nnx.Rngs(0), 0), (psi,)))
         residuals[solver] = float(contenders[solver]["forward"]()[1])
     times = time_passes(contenders, _SECONDS.value)
     return [Point(dim, dt, tokens, solver, *both, residuals[solver]) for solver, both in times.items()]

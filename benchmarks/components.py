@@ -18,30 +18,20 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 from contenders import model_passes, optimizer_update, training_step
-from flops import Cost, needed, step_costs
+from flops import needed, step_costs
 from parts import parts_of, passes
 from shapes import SHAPES, configuration, shape_of
 from timing import Machine, Timing, interleaved, machine, milliseconds, table, write_json
 
 from sem_jax.config import Config
+from sem_jax.modules.cost import Cost
+from sem_jax.modules.model import abstract_model
 
 _SHAPES = flags.DEFINE_list("shapes", ["char", "d256"], "Names of shapes, of benchmarks/shapes.py.")
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Time for each measurement.")
 _REMAT = flags.DEFINE_string("remat", "none", "What the backward pass recomputes.")
 _SOLVER = flags.DEFINE_string("solver", "dense", "Of the Cayley step.")
 _JSON = flags.DEFINE_string("json", "", "File for the same numbers.")
-
-MIXER = (
-    "norm", "spinor gate", "convolution", "amplitude gate", "SSM input", "SSM scan", "SSM output", "out projection",
-)  # fmt: skip
-PROPAGATOR = ("Kerr phase", "U of H", "Cayley step", "residual")
-MERGED = {  # a component here: those of the FLOP model that it consists of
-    "one mixer": MIXER,
-    "all mixers": MIXER,
-    "one propagator": PROPAGATOR,
-    "all propagators": PROPAGATOR,
-    "likelihood and Gram matrix": ("Gram matrix", "likelihood"),
-}
 
 
 class Measured(NamedTuple):
@@ -53,13 +43,18 @@ class Measured(NamedTuple):
     floor: float  # seconds
 
 
-def cost_of(name: str, costs: dict[str, Cost]) -> Cost:
-    """Of a component; a whole layer's inputs and outputs are those of one wave."""
-    parts = [costs[part] for part in MERGED.get(name, (name,))]
-    ends = [costs["norm"]] if len(parts) > 2 else parts
+def cost_of(name: str, config: Config) -> Cost:
+    """Of a component in a whole step; a whole layer's inputs and outputs are those of one wave."""
+    costs = step_costs(config)
+    kind = name.removeprefix("one of ").removeprefix("all ")
+    if kind != name:
+        block, tokens = abstract_model(config.model).merge().blocks[kind], shape_of(config).tokens
+        merged, ends = [costs[part] for part in block.costs(tokens)], [costs["norm"]]
+    else:
+        merged = ends = [cost for part, cost in costs.items() if part == name or part.startswith(f"{name}/")]
     return Cost(
-        forward=sum(cost.forward for cost in parts),
-        backward=sum(cost.backward for cost in parts),
+        forward=sum(cost.forward for cost in merged),
+        backward=sum(cost.backward for cost in merged),
         inputs=sum(cost.inputs for cost in ends),
         outputs=sum(cost.outputs for cost in ends),
     )
@@ -71,7 +66,7 @@ def measure(config: Config, host: Machine, seconds: float) -> dict[str, Measured
     for name, part in parts_of(config).items():
         times = interleaved(passes(part), seconds)
         scaled = [Timing(*(part.repeats * s for s in t[:3]), t.calls) for t in times.values()]
-        results[name] = measured(cost_of(name, costs), *scaled, host)
+        results[name] = measured(cost_of(name, config), *scaled, host)
     whole = {"optimizer": optimizer_update(config), "step": training_step(config).call} | model_passes(config)
     times = interleaved(whole, 2 * seconds)
     total = Cost(needed(config), 0)

@@ -13,16 +13,15 @@ from timing import Compiled, bound, compiled
 from sem_jax.config import Config
 from sem_jax.data import Batch
 from sem_jax.modules.model import init_model
-from sem_jax.optim import make_optimizer
-from sem_jax.training.state import init_state, start_state
+from sem_jax.training.state import init_state, optimizer_of, start_state
 from sem_jax.training.step import make_train_step, model_loss
 
 
 def training_step(config: Config) -> Compiled:
     """The whole compiled step; each call takes the next."""
-    parts, state = init_state(config)
+    state = init_state(config)
     batch = random_batch(config)
-    program = compiled(make_train_step(parts.graphdef, config), state, batch)
+    program = compiled(make_train_step(config), state, batch)
     carried = [state]
 
     def step():
@@ -37,18 +36,18 @@ def model_passes(config: Config) -> dict[str, Callable[[], Any]]:
     parts = init_model(config.model, 0)
     batch = Batch(*map(jnp.asarray, random_batch(config)))
 
-    def loss(params, buffers, batch):
-        sums, stats = model_loss(parts.graphdef, config, params, buffers, batch)
+    def loss(params, parts, batch):
+        sums, stats = model_loss(config, parts.replace(params=params), batch)
         return sums.loss, stats
 
-    arguments = parts.params, parts.buffers, batch
+    arguments = parts.params, parts, batch
     return {"forward": bound(loss, *arguments), "training": bound(jax.value_and_grad(loss, has_aux=True), *arguments)}
 
 
 def optimizer_update(config: Config) -> Callable[[], Any]:
     """Guard and optimizer alone, on donated state as in the step."""
     parts = init_model(config.model, 0)
-    optimizer = make_optimizer(config.optimizer, config.training.max_steps, config.training.seed)
+    optimizer = optimizer_of(config, parts)
     state = start_state(config, parts)
     grads = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), state.params)
 

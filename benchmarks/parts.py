@@ -13,15 +13,13 @@ from shapes import random_batch
 from timing import Timing, bound, interleaved
 
 from sem_jax.config import Config
-from sem_jax.core.cayley import dense_unitary
-from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm
+from sem_jax.core.complex_ops import complex_matmul, complex_normal
 from sem_jax.core.selective import selective_recurrence
-from sem_jax.modules.encoder import Encoder
+from sem_jax.modules.block import Context
 from sem_jax.modules.mixer import Mixer, MixerState, SelectiveSSM
-from sem_jax.modules.model import scan_layers, stack_layers
+from sem_jax.modules.model import SEM, scan_layers
 from sem_jax.modules.propagator import Propagator
-from sem_jax.modules.readout import Readout
-from sem_jax.training.loss import born_loss
+from sem_jax.training.loss import token_losses
 
 
 class Part(NamedTuple):
@@ -41,8 +39,9 @@ class Passes(NamedTuple):
 
 
 def parts_of(config: Config) -> dict[str, Part]:
-    """By name, in the order of the data."""
-    return dict([*_encoder(config), *_mixer_steps(config), *_ssm(config), *_layers(config), *_readout(config)])
+    """By the names of `SEM.costs`, in the order of the data; and whole layers."""
+    model = SEM(config.model, nnx.Rngs(params=0))
+    return dict([*_encoder(model, config), *_layers(model, config), *_readout(model, config)])
 
 
 def _wave(config: Config) -> Array:
@@ -50,99 +49,90 @@ def _wave(config: Config) -> Array:
     return complex_normal(jax.random.key(0), shape, 1.0)
 
 
-def _position(config: Config) -> Array:
+def _context(config: Config) -> Context:
     shape = config.training.global_batch, config.data.seq_length
-    return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    return Context(jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape))
 
 
-def _past(config: Config) -> MixerState:
-    """The state before the first token."""
-    model, batch = config.model, config.training.global_batch
-    taps = jnp.zeros((batch, model.mixer.conv_width - 1, model.hidden_dim), jnp.complex64)
-    return MixerState(taps, jnp.zeros((batch, model.mixer.num_groups, model.mixer.state_dim), jnp.complex64))
-
-
-def _encoder(config: Config) -> Iterator[tuple[str, Part]]:
-    encoder = Encoder(config.model, nnx.Rngs(params=2))
+def _encoder(model: SEM, config: Config) -> Iterator[tuple[str, Part]]:
     tokens = jnp.asarray(random_batch(config).tokens[:, :-1])
-    inputs = (tokens, _position(config), encoder.initial_state(tokens.shape[0]))
-    yield "encoder", Part(lambda m, *args: m(*args)[0], encoder, inputs)
+    inputs = (tokens, model.encoder.initial_state(tokens.shape[0]), _context(config))
+    yield "encoder", Part(lambda m, *args: m(*args)[0], model.encoder, inputs)
 
 
-def _mixer_steps(config: Config) -> Iterator[tuple[str, Part]]:
-    layers, x = config.model.num_layers, _wave(config)
-    mixer = Mixer(config.model, nnx.Rngs(params=1))
+def _layers(model: SEM, config: Config) -> Iterator[tuple[str, Part]]:
+    """The parts of one layer of each kind, one whole layer, and all of them as the model runs them."""
+    depth, x, context = config.model.num_layers, _wave(config), _context(config)
+    state = model.initial_state(config.training.global_batch)
 
-    def amplitude_gate(module: Mixer, z: Array) -> Array:
-        return z * one_minus_exp_neg(abs_sq(z) * jnp.exp(module.activation_threshold[...]))
+    for kind, stacked in model.blocks.items():
+        graphdef, variables = nnx.split(stacked)
+        block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], variables))
+        past = jax.tree.map(lambda leaf: leaf[0], state.blocks[kind])
 
-    def out_projection(module: Mixer, z: Array, x: Array) -> Array:
-        z = complex_matmul(z, module.out_proj[...])
-        return x + module.residual_scale[...] * (z * module.output_scale[...])
+        def whole(m, z, past, context):
+            return m(z, past, context)[0]
 
-    past = (_past(config).taps, _position(config))
-    yield "norm", Part(lambda m, z: rms_norm(z, m.norm_gamma[...]), mixer, (x,), layers)
-    yield "spinor gate", Part(lambda m, z: m(z), mixer.spinor_gate, (x,), layers)
-    yield "convolution", Part(lambda m, z, *past: m(z, *past)[0], mixer.conv, (x, *past), layers)
-    yield "amplitude gate", Part(amplitude_gate, mixer, (x,), layers)
-    yield "out projection", Part(out_projection, mixer, (x, x), layers)
+        def all_layers(m, z, past, context, kind=kind):
+            def step(blocks, z, past):
+                return whole(blocks[kind], z, past, context), None
 
+            return scan_layers({kind: m}, z, past, step, config.model.remat)[0]
 
-def _ssm(config: Config) -> Iterator[tuple[str, Part]]:
-    layers, position = config.model.num_layers, _position(config)
-    ssm = Mixer(config.model, nnx.Rngs(params=1)).ssm
-    h0 = _past(config).ssm
-    h = complex_normal(jax.random.key(1), (config.data.seq_length, *h0.shape), 1.0)
-    dt, omega, inputs = ssm.inputs(_wave(config))
-
-    def recurrence(module: SelectiveSSM, dt: Array, omega: Array, inputs: Array, h0: Array, starts: Array) -> Array:
-        decay = jax.nn.softplus(module.decay[...])
-        return selective_recurrence(dt, omega, decay, module.phase[...], inputs, h0, starts, config.model.mixer.scan)
-
-    yield "SSM input", Part(lambda m, z: m.inputs(z), ssm, (_wave(config),), layers)
-    yield "SSM scan", Part(recurrence, ssm, (dt, omega, inputs, h0, position.T == 0), layers)
-    yield "SSM output", Part(lambda m, h: complex_matmul(h, m.out_proj[...]), ssm, (h,), layers)
+        for name, (apply, module, *inputs) in PARTS_OF_LAYER[kind](block, x, past, context).items():
+            yield name, Part(apply, module, tuple(inputs), depth)
+        yield f"one of {kind}", Part(whole, block, (x, past, context), depth)
+        yield f"all {kind}", Part(all_layers, stacked, (x, state.blocks[kind], context))
 
 
-def _layers(config: Config) -> Iterator[tuple[str, Part]]:
-    """Whole layers, one alone and all of them as the model runs them, and what a propagator consists of."""
-    model, layers, x = config.model, config.model.num_layers, _wave(config)
-    position, past = _position(config), _past(config)
-    mixer, propagator = Mixer(model, nnx.Rngs(params=1)), Propagator(model, seed=0)
-    h = jnp.float32(model.propagator.cayley_dt / 2)
+def _mixer(mixer: Mixer, x: Array, past: MixerState, context: Context) -> dict[str, tuple[Any, ...]]:
+    ssm, position = mixer.ssm, context.position
+    states = complex_normal(jax.random.key(1), (x.shape[1], *past.ssm.shape), 1.0)
+    dt, omega, entering = ssm.inputs(x)
 
-    def unitary(module: Propagator) -> Array:
-        return jax.lax.stop_gradient(dense_unitary(module.hamiltonian().matrix, h))
+    def recurrence(m: SelectiveSSM, dt: Array, omega: Array, entering: Array, h0: Array, starts: Array) -> Array:
+        decay = jax.nn.softplus(m.decay[...])
+        return selective_recurrence(dt, omega, decay, m.phase[...], entering, h0, starts, m.config.scan)
 
-    def all_mixers(stacked, z, pasts, position):
-        return scan_layers(stacked, z, pasts, lambda m, z, past: m(z, past, position), model.remat)[0]
+    return {
+        "norm": (lambda m, z: m.norm(z), mixer, x),
+        "spinor_gate": (lambda m, z: m(z), mixer.spinor_gate, x),
+        "conv": (lambda m, *inputs: m(*inputs)[0], mixer.conv, x, past.taps, position),
+        "amplitude_gate": (lambda m, z: m.amplitude_gate(z), mixer, x),
+        "ssm/inputs": (lambda m, z: m.inputs(z), ssm, x),
+        "ssm/scan": (recurrence, ssm, dt, omega, entering, past.ssm, position.T == 0),
+        "ssm/output": (lambda m, h: complex_matmul(h, m.out_proj[...]), ssm, states),
+        "out_proj": (lambda m, z, x: m.residual(x, complex_matmul(z, m.out_proj[...])), mixer, x, x),
+    }
 
-    def all_propagators(stacked, z):
-        return scan_layers(stacked, z, None, lambda m, z, _: m(z), model.remat)
 
-    pasts = jax.tree.map(lambda leaf: jnp.stack([leaf] * layers), past)
-    yield "one mixer", Part(lambda m, z, *past: m(z, *past)[0], mixer, (x, past, position), layers)
-    yield "all mixers", Part(all_mixers, stack_layers([mixer] * layers), (x, pasts, position))
-    yield "Kerr phase", Part(lambda m, z: m.kerr(z), propagator, (x,), layers)
-    if model.propagator.solver == "dense":
-        yield "U of H", Part(unitary, propagator, (), layers)
-    yield "one propagator", Part(lambda m, z: m(z), propagator, (x,), layers)
-    yield "all propagators", Part(all_propagators, stack_layers([propagator] * layers), (x,))
+def _propagator(propagator: Propagator, x: Array, past: tuple[()], context: Context) -> dict[str, tuple[Any, ...]]:
+    del past, context
+    parts: dict[str, tuple[Any, ...]] = {"kerr": (lambda m, z: m.kerr(z), propagator, x)}
+    if propagator.config.solver == "dense":
+        parts["cayley/unitary"] = (lambda m: jax.lax.stop_gradient(m.prepare().solution), propagator)
+    return parts
+
+
+# The parts of one layer that are timed by themselves: (function, module, inputs).
+PARTS_OF_LAYER: dict[str, Callable[..., dict[str, tuple[Any, ...]]]] = {"mixers": _mixer, "propagators": _propagator}
 
 
 class _Head(nnx.Module):
-    """What `born_loss` needs of a model."""
+    """What a loss needs of a model."""
 
-    def __init__(self, config: Config):
-        self.readout = Readout(config.model, nnx.Rngs(params=3))
+    def __init__(self, model: SEM):
+        self.config = model.config
+        self.readout = model.readout
 
 
-def _readout(config: Config) -> Iterator[tuple[str, Part]]:
+def _readout(model: SEM, config: Config) -> Iterator[tuple[str, Part]]:
     targets, unitary_lambda = jnp.asarray(random_batch(config).tokens[:, 1:]), config.optimizer.unitary_lambda
-    yield (
-        "likelihood and Gram matrix",
-        Part(lambda m, psi, y: born_loss(m, psi, y, unitary_lambda)[0], _Head(config), (_wave(config), targets)),
-    )
+
+    def loss(head: Any, psi: Array, y: Array) -> Array:
+        return token_losses(head, psi, y, unitary_lambda)[0]
+
+    yield "readout", Part(loss, _Head(model), (_wave(config), targets))
 
 
 def as_function(part: Part) -> tuple[Callable[[Any, Any], Any], Any, Any]:

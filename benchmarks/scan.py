@@ -1,7 +1,7 @@
 """Which form of the recurrence is fastest, against the length and the size of the state?
 
 Command:  python benchmarks/scan.py [--lengths=64,256,1024,4096] [--states=128,2048] [--batch=1]
-          [--methods=sequential,associative,chunked] [--seconds=1] [--json=FILE]
+          [--methods=sequential,associative] [--seconds=1] [--json=FILE]
 
 The complex diagonal recurrence h_t = a_t·h_{t−1} + b_t alone (`sem_jax.core.scan`), forward and with the gradient in a,
 b and h_0; a state of G·N entries for each of --batch sequences. "auto" takes the form named at the end on this machine.

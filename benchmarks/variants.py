@@ -31,7 +31,6 @@ VARIANTS = {
         "embedding alone": {"encoder.transport": "none"},
         "row softmax": {"encoder.transport": "row_softmax", "encoder.embedding_skip": False},
         "row softmax + skip": {"encoder.transport": "row_softmax"},
-        "population + skip": {"encoder.transport": "population"},
         "causal Sinkhorn + skip": {"encoder.transport": "causal_sinkhorn", "encoder.sinkhorn_max_iter": 3},
     },
     "ssm": {
@@ -59,15 +58,15 @@ def run(fields: dict, seed: int) -> tuple[float, int, float]:
     config = configure(fields, seed)
     dataset = open_dataset(config.data, seed, config.training.global_batch)
     config = with_vocabulary(config, dataset.tokenizer.vocab_size)
-    parts, state = init_state(config)
-    step = make_train_step(parts.graphdef, config)
+    state = init_state(config)
+    step = make_train_step(config)
     times = []
     for number in range(config.training.max_steps):
         start = time.perf_counter()
         state, metrics = step(state, dataset.train.batch(number))
         metrics.loss.block_until_ready()
         times.append(time.perf_counter() - start)
-    evaluation = Evaluator(parts.graphdef, config, dataset)(state.params, state.buffers)
+    evaluation = Evaluator(config, dataset)(state.model)
     return evaluation.values["nll"], count_parameters(state.params), float(np.median(times))
 
 

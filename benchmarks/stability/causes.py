@@ -15,6 +15,7 @@ from jax import Array
 from sem_jax.config import Config, ModelConfig
 from sem_jax.core.cayley import SolverOptions, cayley_residual, cayley_step, cg_on_cayley
 from sem_jax.core.graph import Hamiltonian, matvec
+from sem_jax.modules.block import Context
 from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.mixer import Mixer, MixerState
 from sem_jax.modules.model import SEM, stack_layers
@@ -98,9 +99,12 @@ def one_step_gradient(hamiltonian: Hamiltonian, psi: Array, x0: Array, h: float)
 class OneStepPropagator(Propagator):
     """Its statistics are those of the solve, x0."""
 
-    def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, PropagatorStats]:
-        x0, stats = super().__call__(psi)
-        return one_step_gradient(self.hamiltonian(), self.kerr(psi), x0, self.config.cayley_dt / 2), stats
+    def __call__(
+        self, x: Array, state: tuple[()], context: Context, *_: Any
+    ) -> tuple[Array, tuple[()], PropagatorStats]:
+        """See `Block`."""
+        x0, state, stats = super().__call__(x, state, context)
+        return one_step_gradient(self.hamiltonian(), self.kerr(x), x0, self.config.cayley_dt / 2), state, stats
 
 
 # --- the warm start ---
@@ -129,22 +133,23 @@ class WarmPropagator(Propagator):
     The gradient is that of the solver from a cold start, or the one-step gradient.
     """
 
-    def __init__(self, config: ModelConfig, seed: int, tokens: tuple[int, int], gradient: str):
-        super().__init__(config, seed)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int, tokens: tuple[int, int], gradient: str):
+        super().__init__(config, rngs, layer)
         self.gradient = gradient
         self.previous = nnx.Variable(jnp.zeros((*tokens, config.hidden_dim), jnp.complex64))
 
-    def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, WarmStats]:
+    def __call__(self, x: Array, state: tuple[()], *_: Any) -> tuple[Array, tuple[()], WarmStats]:
+        """See `Block`."""
         hamiltonian, options, h = self.hamiltonian(), self.solver_options(), self.config.cayley_dt / 2
-        psi = self.kerr(psi)
+        psi = self.kerr(x)
         problem = jax.lax.stop_gradient((hamiltonian, psi))
         x = warm_solve(*problem, self.previous[...], h, options)
         drift = jnp.abs(jnp.linalg.norm(x, axis=-1) / jnp.linalg.norm(problem[1], axis=-1) - 1)
         stats = WarmStats(jnp.max(cayley_residual(*problem, x, h)), jnp.max(drift), x)
         if self.gradient == "one step":
-            return one_step_gradient(hamiltonian, psi, x, h), stats
+            return one_step_gradient(hamiltonian, psi, x, h), state, stats
         cold = cayley_step(hamiltonian, psi, h, options)[0]
-        return cold + jax.lax.stop_gradient(x - cold), stats
+        return cold + jax.lax.stop_gradient(x - cold), state, stats
 
 
 # --- bf16 ---
@@ -166,22 +171,27 @@ def _round_part(name: str, value: Array) -> Array:
 class Bf16Encoder(Encoder):
     """Rounds the result of each of its parts."""
 
-    def __call__(self, tokens: Array, position: Array, state: Array, token_freqs: Array | None = None, *_: Any):
-        return super().__call__(tokens, position, state, token_freqs, _round_part)
+    def __call__(self, tokens: Array, state: Array, context: Context, token_freqs: Array | None = None, *_: Any):
+        """See `Encoder`."""
+        return super().__call__(tokens, state, context, token_freqs, _round_part)
 
 
 class Bf16Mixer(Mixer):
     """Rounds the result of each of its parts."""
 
-    def __call__(self, x: Array, state: MixerState, position: Array, *_: Any) -> tuple[Array, MixerState]:
-        return super().__call__(x, state, position, _round_part)
+    def __call__(self, x: Array, state: MixerState, context: Context, *_: Any) -> tuple[Array, MixerState, tuple[()]]:
+        """See `Block`."""
+        return super().__call__(x, state, context, _round_part)
 
 
 class Bf16Propagator(Propagator):
     """Rounds the wave before and after the solve, which stays in float32, as complex arithmetic does in PyTorch."""
 
-    def __call__(self, psi: Array, *_: Any, **__: Any) -> tuple[Array, PropagatorStats]:
-        return super().__call__(psi, _round_part)
+    def __call__(
+        self, x: Array, state: tuple[()], context: Context, *_: Any
+    ) -> tuple[Array, tuple[()], PropagatorStats]:
+        """See `Block`."""
+        return super().__call__(x, state, context, _round_part)
 
 
 # --- model and optimizer ---
@@ -197,27 +207,35 @@ def build_model(program: Program, config: Config, rngs: nnx.Rngs) -> SEM:
     layers = range(sizes.num_layers)
     if program.bf16:
         model.encoder = Bf16Encoder(sizes, rngs)
-        model.mixers = stack_layers([Bf16Mixer(sizes, rngs) for _ in layers])
+        model.mixers = stack_layers([Bf16Mixer(sizes, rngs, layer) for layer in layers])
     if program.warm_start:
         tokens = config.training.micro_batch, config.data.seq_length
-        model.propagators = stack_layers([WarmPropagator(sizes, layer, tokens, program.gradient) for layer in layers])
+        model.propagators = stack_layers(
+            [WarmPropagator(sizes, rngs, layer, tokens, program.gradient) for layer in layers]
+        )
     elif program.bf16 or program.gradient == "one step":
         kind = Bf16Propagator if program.bf16 else OneStepPropagator
-        model.propagators = stack_layers([kind(sizes, seed=layer) for layer in layers])
+        model.propagators = stack_layers([kind(sizes, rngs, layer) for layer in layers])
     return model
 
 
 def make_optimizer(
-    program: Program, config: Config, schedule: optax.Schedule, seed: Array | int, temperature: Array | float
+    program: Program,
+    config: Config,
+    schedule: optax.Schedule,
+    seed: Array | int,
+    temperature: Array | float,
+    decays: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The fixed recipe's optimizer with the noise of the program, and without the guard: bad updates are applied.
 
     Args:
       temperature: of the unfloored noise; the floored one takes the configuration's.
+      decays: as `langevin_adamw` takes them.
     """
     if program.noise == "floored":
-        return langevin_adamw(config.optimizer, schedule, seed)
-    return with_unfloored_noise(config, schedule, seed, temperature)
+        return langevin_adamw(config.optimizer, schedule, seed, decays)
+    return with_unfloored_noise(config, schedule, seed, temperature, decays)
 
 
 def unfloored_std(second_moment: Array, learning_rate: Array | float, temperature: Array | float) -> Array:
@@ -227,10 +245,15 @@ def unfloored_std(second_moment: Array, learning_rate: Array | float, temperatur
 
 
 def with_unfloored_noise(
-    config: Config, schedule: optax.Schedule, seed: Array | int, temperature: Array | float
+    config: Config,
+    schedule: optax.Schedule,
+    seed: Array | int,
+    temperature: Array | float,
+    decays: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Noiseless `langevin_adamw`, then the original's noise on every real component of every parameter."""
-    adamw = langevin_adamw(dataclasses.replace(config.optimizer, temperature=0.0), schedule, seed=0)
+    noiseless = dataclasses.replace(config.optimizer, temperature=0.0)
+    adamw = langevin_adamw(noiseless, schedule, 0, decays)
 
     def update_fn(
         grads: optax.Updates,

@@ -20,7 +20,7 @@ from jax import Array
 from sem_jax.config import Config, build, default, with_vocabulary
 from sem_jax.core.graph import combine_scales, to_dense
 from sem_jax.data import Batch, Dataset, open_dataset
-from sem_jax.modules.model import split_model
+from sem_jax.modules.model import ModelParts, split_model
 from sem_jax.optim import make_schedule
 from sem_jax.training.step import model_loss
 
@@ -92,28 +92,21 @@ def initial_models(config: Config, seeds: int) -> tuple[Params, Params]:
     return jax.jit(jax.vmap(create, out_axes=(0, None)))(jnp.arange(seeds))
 
 
-def structure(program: Program, config: Config) -> Any:
-    """The graphdef of a program's model."""
-    found = None
-
-    def create() -> None:
-        nonlocal found
-        found = split_model(build_model(program, config, nnx.Rngs(params=jax.random.key(0)))).graphdef
-
-    jax.eval_shape(create)
-    return found
+def structure(program: Program, config: Config) -> ModelParts:
+    """A program's model without its arrays."""
+    return jax.eval_shape(lambda: split_model(build_model(program, config, nnx.Rngs(params=jax.random.key(0)))))
 
 
 def make_loss(program: Program, config: Config, buffers: Params) -> Callable:
     """(params, answers, batch) -> (loss, (nll, statistics of the propagators)); see `Carry`."""
-    graphdef = structure(program, config)
+    parts = structure(program, config)
 
     def loss(params: Params, answers: Array, batch: Batch):
         params = jax.tree.map(bf16, params) if program.bf16 else params
         memory = {"previous": answers} if program.warm_start else {}
         known = buffers | {"propagators": buffers["propagators"] | memory}
-        sums, stats = model_loss(graphdef, config, params, known, batch)
-        return sums.loss / sums.weight, (sums.nll / sums.weight, stats.propagators)
+        sums, stats = model_loss(config, parts.replace(params=params, buffers=known), batch)
+        return sums.loss / sums.weight, (sums.nll / sums.weight, stats.blocks["propagators"])
 
     return loss
 
@@ -125,9 +118,10 @@ def make_chunk(program: Program, config: Config, buffers: Params) -> Callable:
     """
     warmup = make_schedule(dataclasses.replace(config.optimizer, learning_rate=1.0), config.training.max_steps)
     gradient = jax.value_and_grad(make_loss(program, config, buffers), has_aux=True)
+    decays = structure(program, config).decays()
 
     def run(carry: Carry, seed: Array, batches: Batch, lr: Array, temperature: Array, start: Array):
-        optimizer = make_optimizer(program, config, lambda step: lr * warmup(step), seed, temperature)
+        optimizer = make_optimizer(program, config, lambda step: lr * warmup(step), seed, temperature, decays)
 
         def step(state: tuple[Carry, Any], inputs: tuple[Array, Batch]):
             (params, opt_state, answers), first = state
