@@ -16,7 +16,7 @@ from sem_jax.config import Config
 from sem_jax.core.complex_ops import complex_matmul, complex_normal
 from sem_jax.core.selective import selective_recurrence
 from sem_jax.modules.block import Context
-from sem_jax.modules.mixer import Mixer, MixerState, SelectiveSSM
+from sem_jax.modules.mixer import FixedSSM, Mixer, MixerState
 from sem_jax.modules.model import SEM, scan_layers
 from sem_jax.modules.propagator import Propagator
 from sem_jax.training.loss import token_losses
@@ -90,7 +90,7 @@ def _mixer(mixer: Mixer, x: Array, past: MixerState, context: Context) -> dict[s
     states = complex_normal(jax.random.key(1), (x.shape[1], *past.ssm.shape), 1.0)
     dt, omega, entering = ssm.inputs(x)
 
-    def recurrence(m: SelectiveSSM, dt: Array, omega: Array, entering: Array, h0: Array, starts: Array) -> Array:
+    def recurrence(m: FixedSSM, dt: Array, omega: Array, entering: Array, h0: Array, starts: Array) -> Array:
         decay = jax.nn.softplus(m.decay[...])
         return selective_recurrence(dt, omega, decay, m.phase[...], entering, h0, starts, m.config.scan)
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 Transport = Literal["none", "row_softmax", "causal_sinkhorn", "sequence_sinkhorn"]
 Solver = Literal["cg", "dense", "chebyshev", "cg_on_cayley"]
-ScanMethod = Literal["auto", "sequential", "associative"]
+ScanMethod = Literal["auto", "sequential", "associative", "chunked"]
 Remat = Literal["none", "elementwise", "layers"]
 
 
@@ -57,6 +57,8 @@ class MixerConfig:
     Initialisation, measured as in `EncoderConfig`: fast 1.9576, ring 2.0039, ring with unit variance 1.9981.
     """
 
+    kind: Literal["fixed", "selective"] = "fixed"  # B and C fixed (the reference), or keys and queries of each token
+    num_heads: int = 8  # H, heads of the selective mixer
     block_size: int = 8  # b, channels of one spinor block
     conv_width: int = 4  # K, taps
     num_groups: int = 8  # G, independent groups of channels
@@ -97,7 +99,9 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mixer: MixerConfig = field(default_factory=MixerConfig)
     propagator: PropagatorConfig = field(default_factory=PropagatorConfig)
-    likelihood: Literal["born", "reference"] = "born"  # normalised Born rule, or the reference's unnormalised loss
+    likelihood: Literal["coherent", "born", "reference"] = (
+        "born"  # normalised Born rule, or the reference's unnormalised loss
+    )
     born_floor: float = 1e-6  # share of the uniform distribution mixed into the Born rule
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but real matrix products, or whole layers
 
@@ -488,7 +492,7 @@ def _validate_posterior(config: Config) -> None:
         "both set T; leave the temperature at 0, or set the thermostat to fixed",
     )
     _require(
-        config.model.likelihood == "born" and not training.distill_weight and not training.overfit_batches,
+        config.model.likelihood != "reference" and not training.distill_weight and not training.overfit_batches,
         "config.optimizer.thermostat = posterior needs a loss that is the likelihood of all training data; set "
         "config.model.likelihood = born, config.training.distill_weight = 0 and config.training.overfit_batches = 0",
     )

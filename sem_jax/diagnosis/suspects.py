@@ -97,7 +97,7 @@ def _broken(name: str, quantity: str, text: str) -> Finding:
 
 def _loss(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
     limit = math.log(config.model.vocab_size) + LOSS_MARGIN
-    if config.model.likelihood == "born" and diagnosis.loss > limit:
+    if config.model.likelihood != "reference" and diagnosis.loss > limit:
         text = (
             f"head.readout: the loss is {diagnosis.loss:.4g} nats, above {limit:.4g}: worse than a uniform guess; go "
             "back to an earlier checkpoint and lower config.optimizer.learning_rate"

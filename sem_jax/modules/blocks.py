@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from sem_jax.config import ConfigError
+from collections.abc import Callable
+
+from flax import nnx
+
+from sem_jax.config import ConfigError, ModelConfig
 from sem_jax.modules.block import Block
 from sem_jax.modules.mixer import Mixer
 from sem_jax.modules.propagator import Propagator
+from sem_jax.modules.selective_mixer import SelectiveMixer
 
-BLOCKS: dict[str, type[Block]] = {
-    "mixers": Mixer,
+
+def mixer(config: ModelConfig, rngs: nnx.Rngs, layer: int) -> Mixer:
+    """The mixer that `config.mixer.kind` names."""
+    return {"fixed": Mixer, "selective": SelectiveMixer}[config.mixer.kind](config, rngs, layer)
+
+
+BLOCKS: dict[str, Callable[[ModelConfig, nnx.Rngs, int], Block]] = {
+    "mixers": mixer,
     "propagators": Propagator,
 }
 
 
-def block_kinds(names: str) -> dict[str, type[Block]]:
+def block_kinds(names: str) -> dict[str, Callable[[ModelConfig, nnx.Rngs, int], Block]]:
     """The kinds that a text such as "mixers,propagators" names, in its order.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,8 @@ class CausalConv(nnx.Module):
         return y, extended[:, x.shape[1] :]
 
 
-class SelectiveSSM(nnx.Module):
-    """Selective complex diagonal state space on G contiguous groups of channels (SPEC section 2, Mixer 4).
+class FixedSSM(nnx.Module):
+    """Complex diagonal state space on G contiguous groups of channels (SPEC section 2, Mixer 4).
 
     h_t = a_t·h_{t−1} + δ_t·(B x_t), y = C h, a = exp(−δ·softplus(A))·exp(iωφ), with (δ, ω) read from the input.
     """
@@ -93,6 +93,10 @@ class SelectiveSSM(nnx.Module):
         self.in_proj = complex_weight(rngs, states, width)
         self.out_proj = complex_weight(rngs, width, states)
         self.dt_proj = Linear(2 * width, 2, rngs=rngs)
+
+    def initial_state(self, batch_size: int) -> Array:
+        """[B, G, N], zero."""
+        return jnp.zeros((batch_size, *self.decay.shape[-2:]), self.in_proj.dtype)
 
     def __call__(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
         """x [B, S, D] and the state before it [B, G, N] to (y [B, S, D], state after it)."""
@@ -158,6 +162,7 @@ class Mixer(Block):
         "residual": ("output_scale", "residual_scale"),
     }
     RESIDUAL: ClassVar = frozenset({"residual"})
+    SSM: ClassVar[Any] = FixedSSM
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         del layer  # all depths begin alike
@@ -166,7 +171,7 @@ class Mixer(Block):
         self.spinor_gate = SpinorGate(dim, mixer.block_size, rngs)
         self.conv = CausalConv(dim, mixer.conv_width, rngs)
         self.activation_threshold = nnx.Param(jnp.zeros(()), decay=False)
-        self.ssm = SelectiveSSM(dim, mixer, rngs)
+        self.ssm = self.SSM(dim, mixer, rngs)
         self.out_proj = complex_weight(rngs, dim, dim)
         self.output_scale = nnx.Param(jnp.full(dim, 2.5), decay=False)
         self.residual_scale = nnx.Param(jnp.asarray((2 * config.num_layers) ** -0.5), decay=False)
@@ -175,7 +180,7 @@ class Mixer(Block):
         """See `Block`."""
         dtype = self.out_proj.dtype
         taps = (batch_size, self.conv.kernel.shape[-4] - 1, self.out_proj.shape[-1])
-        return MixerState(jnp.zeros(taps, dtype), jnp.zeros((batch_size, *self.ssm.decay.shape[-2:]), dtype))
+        return MixerState(jnp.zeros(taps, dtype), self.ssm.initial_state(batch_size))
 
     def __call__(
         self, x: Array, state: MixerState, context: Context, probe: Probe = unobserved, prepared: None = None

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import ModelConfig
-from sem_jax.core import born
+from sem_jax.core import born, coherent
 from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, FLOAT, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import complex_weight
 
@@ -23,10 +23,14 @@ class Readout(nnx.Module):
 
     def log_probs(self, psi: Array) -> Array:
         """log P of every token: [..., D] to [..., V]."""
+        if self.likelihood == "coherent":
+            return coherent.log_probs(psi, self.weight[...], self.bias[...])[0]
         return born.log_probs(psi, self.weight[...], self.bias[...], self.floor)[0]
 
     def target_log_prob(self, psi: Array, targets: Array) -> tuple[Array, Array]:
         """(log P(target), log Z) of ψ [..., D] and targets [...], each [...]; no array over the vocabulary."""
+        if self.likelihood == "coherent":
+            return coherent.target_log_prob(psi, self.weight[...], self.bias[...], targets)
         return born.target_log_prob(psi, self.weight[...], self.bias[...], targets, self.floor)
 
     def reference_logits(self, psi: Array) -> tuple[Array, Array]:

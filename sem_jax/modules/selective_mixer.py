@@ -1,0 +1,131 @@
+"""The selective mixer: what enters the state, what is read from it, and how long it stays depend on the token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from sem_jax.config import MixerConfig, ModelConfig
+from sem_jax.core.complex_ops import abs_sq, complex_matmul
+from sem_jax.core.duality import CHUNK, selective_state_space
+from sem_jax.modules.block import Context
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
+from sem_jax.modules.linear import Linear, complex_weight
+from sem_jax.modules.mixer import Mixer, MixerState, MixerStats
+from sem_jax.modules.probe import Probe, unobserved
+
+
+class SelectiveSSM(nnx.Module):
+    """A complex selective state space with H heads of P = D/H channels and N states (SPEC section 7).
+
+    h_t = α_t·h_{t−1} + k_t (δ_t x_t)ᵀ, y_t = h_tᵀ·conj(q_t)/N + d·x_t: queries, keys, δ and ω are read from the input.
+    """
+
+    def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
+        self.config = config
+        heads, states = config.num_heads, config.state_dim
+        self.qk_proj = complex_weight(rngs, 2 * states, dim)
+        # At 1 every query matches every key: at the start the head sums up its past, whatever it was.
+        self.qk_bias = nnx.Param(jnp.ones((2, states)), decay=False)
+        self.rates = Linear(2 * dim, 2 * heads, rngs=rngs)  # (u, w) of δ = softplus(u + ln(e − 1)) and ω = 1 + w
+        log_decay = jax.random.uniform(rngs.params(), (heads,), minval=jnp.log(0.02), maxval=jnp.log(0.7))
+        self.decay = nnx.Param(jnp.log(jnp.expm1(jnp.exp(log_decay))), decay=False)
+        self.phase = nnx.Param(jax.random.uniform(rngs.params(), (heads, states), minval=-1, maxval=1), decay=False)
+        self.skip = nnx.Param(jnp.ones(dim), decay=False)
+
+    def initial_state(self, batch_size: int) -> Array:
+        """[B, H, N, P], zero."""
+        heads, states = self.phase.shape[-2:]
+        shape = (batch_size, heads, states, self.skip.shape[-1] // heads)
+        return jnp.zeros(shape, self.qk_proj.dtype)
+
+    def __call__(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
+        """x [B, S, D] and the state before it to (y [B, S, D], the state after it)."""
+        q, k = self.queries_and_keys(x)
+        dt, omega = self.step_sizes(x)
+        by_head = x.reshape(*x.shape[:2], self.config.num_heads, -1)
+        decay, phase = jax.nn.softplus(self.decay[...]), self.phase[...]
+        y, h = selective_state_space(q, k, by_head, dt, omega, decay, phase, h0, position == 0, self.config.scan)
+        return y.reshape(x.shape) + self.skip[...] * x, h
+
+    def queries_and_keys(self, x: Array) -> tuple[Array, Array]:
+        """q and k [B, S, N], each of mean power 1 but for its bias."""
+        qk = complex_matmul(x, self.qk_proj[...])
+        qk = qk.reshape(*x.shape[:-1], 2, -1)
+        power = jnp.mean(abs_sq(qk), axis=-1, keepdims=True)
+        qk = qk * jax.lax.rsqrt(power + 1e-6) + self.qk_bias[...]
+        return qk[..., 0, :], qk[..., 1, :]
+
+    def step_sizes(self, x: Array) -> tuple[Array, Array]:
+        """δ > 0 and ω [B, S, H]; 1 each where the input says nothing."""
+        u, w = jnp.split(self.rates.of_parts(x), 2, axis=-1)
+        return jax.nn.softplus(u + jnp.log(jnp.expm1(1.0))), 1 + w
+
+    def costs(self, tokens: int, dim: int) -> dict[str, Cost]:
+        """Arithmetic and traffic over so many tokens of D channels, in chunks."""
+        heads, states = self.phase.shape[-2:]
+        wave, pairs = COMPLEX * tokens * dim, COMPLEX * tokens * states * 2
+        inputs = COMPLEX_MULTIPLY_ADD * dim * 2 * states + MULTIPLY_ADD * 2 * dim * 2 * heads
+        scores = COMPLEX_MULTIPLY_ADD * CHUNK * heads * states + COMPLEX_MULTIPLY_ADD * CHUNK * dim
+        between = 2 * COMPLEX_MULTIPLY_ADD * dim * states
+        return {
+            "ssm/inputs": product(tokens * inputs, wave, pairs),
+            "ssm/scan": product(tokens * (scores + between), wave + pairs, wave),
+        }
+
+
+class SelectiveMixer(Mixer):
+    """A mixer with the selective state space and an output gate y·silu(W_o [Re z; Im z] + b), z the spinor gate's."""
+
+    PARTS: ClassVar = {
+        "norm": ("norm_gamma",),
+        "spinor_gate": ("spinor_gate",),
+        "conv": ("conv",),
+        "amplitude_gate": ("activation_threshold",),
+        "ssm": ("ssm",),
+        "output_gate": ("output_gate",),
+        "out_proj": ("out_proj",),
+        "residual": ("output_scale", "residual_scale"),
+    }
+
+    SSM: ClassVar = SelectiveSSM
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
+        super().__init__(config, rngs, layer)
+        dim = config.hidden_dim
+        self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
+
+    def __call__(
+        self, x: Array, state: MixerState, context: Context, probe: Probe = unobserved, prepared: None = None
+    ) -> tuple[Array, MixerState, tuple[()]]:
+        """See `Block`."""
+        del prepared
+        rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
+        z, taps = self.conv(rotated, state.taps, context.position)
+        z = probe("amplitude_gate", self.amplitude_gate(probe("conv", z)))
+        z, ssm = self.ssm(z, state.ssm, context.position)
+        z = probe("ssm", z)
+        z = probe("output_gate", z * jax.nn.silu(self.output_gate.of_parts(rotated)))
+        z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
+        return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
+
+    def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
+        """See `Block`; the state is that after the last token."""
+        gate, x = self.spinor_gate.gate(values["norm"]), values["amplitude_gate"]
+        dt, _ = self.ssm.step_sizes(x)
+        _, h = self.ssm(x, state.ssm, context.position)
+        saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
+        decay = jnp.exp(-jnp.min(dt * jax.nn.softplus(self.ssm.decay[...])))
+        return MixerStats(jnp.mean(gate), saturated, decay, jnp.max(jnp.abs(h)))
+
+    def costs(self, tokens: int) -> dict[str, Cost]:
+        """See `Block`."""
+        dim = self.out_proj.shape[-1]
+        wave = COMPLEX * tokens * dim
+        gate = {"output_gate": product(tokens * MULTIPLY_ADD * 2 * dim * dim, 2 * wave, wave)}
+        return super().costs(tokens) | gate
