@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow bench lint format clean
+# What is quick to compile: `make check` takes under two minutes on two cores.
+CHECKED := tests/core tests/data tests/modules tests/torch_reference $(wildcard tests/test_config*.py) \
+  tests/test_layering.py tests/test_report.py --ignore=tests/core/test_solver_grid.py
+
+.PHONY: train check test test-slow bench lint format clean
 
 # One stamp a set of extras: the environment is rebuilt when its declaration changes.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
@@ -15,6 +19,9 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml
 
 train: $(VENV)/.installed-parquet
 	$(BIN)/python -m sem_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+check: lint $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CHECKED)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
