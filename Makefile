@@ -3,7 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow bench lint format clean
+# The tests that compile quickly: `make check` takes under two minutes on two cores.
+CHECKED := tests/core tests/data tests/modules tests/torch_reference tests/test_layering.py \
+  $(wildcard tests/config tests/test_config*.py) \
+  --ignore=tests/core/test_solver_grid.py --ignore=tests/modules/test_goldens.py
+
+.PHONY: train check test test-slow bench lint format clean
 
 # One stamp a set of extras: the environment is rebuilt when its declaration changes.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
@@ -15,6 +20,9 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml
 
 train: $(VENV)/.installed-parquet
 	$(BIN)/python -m sem_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+check: lint $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CHECKED)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -101,7 +101,7 @@ def pyplot():
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise SystemExit("--plot needs matplotlib: python -m pip install 'sem-jax[plot]'") from None
+        raise SystemExit("--plot needs matplotlib: pip install '.[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,4 +1,4 @@
-"""Curves of the timing scripts, drawn into files; needs matplotlib (`sem-jax[plot]`)."""
+"""Curves of the timing scripts, drawn into files; needs matplotlib (`pip install '.[plot]'`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def save_curves(path: str, lines: Mapping[str, tuple[Sequence[float], Sequence[f
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise SystemExit("--plot needs matplotlib: python -m pip install 'sem-jax[plot]'") from None
+        raise SystemExit("--plot needs matplotlib: pip install '.[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

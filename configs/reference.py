@@ -1,7 +1,8 @@
 """The arithmetic of the PyTorch original as it stood on 2026-02-01, with its linear solve done exactly.
 
 Not a recommendation: Sinkhorn over the whole sequence lets the future into the past, and the loss is not a likelihood
-(SPEC section 3 lists each difference and its consequence). It exists for parity and for imported checkpoints.
+(docs/mathematics.md, section 3, lists each difference and its consequence). It exists for parity and for imported
+checkpoints.
 
 Command:  python -m sem_jax.train --config=configs/reference.py --workdir=runs/reference
 Cost:     about that of quickstart at equal size.

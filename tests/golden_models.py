@@ -11,7 +11,7 @@ import numpy as np
 
 from sem_jax.interop import DEFAULTS
 
-GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
+GOLDENS = Path(__file__).resolve().parent / "goldens"
 
 
 def load(name: str) -> dict[str, np.ndarray]:

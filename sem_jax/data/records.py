@@ -83,7 +83,7 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Reco
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("config.data.source = parquet needs pyarrow: pip install 'sem-jax[parquet]'") from error
+        raise DataError("config.data.source = parquet needs pyarrow: pip install '.[parquet]'") from error
     for path in files:
         try:
             for number, row in enumerate(_parquet_rows(pyarrow.parquet, path, columns), 1):
@@ -112,7 +112,7 @@ def read_hf(config: DataConfig) -> Iterator[Record]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError("config.data.source = hf needs datasets: pip install 'sem-jax[hf]'") from error
+        raise DataError("config.data.source = hf needs datasets: pip install '.[hf]'") from error
     name = f"dataset {config.path!r}, split {config.hf_split!r}"
     try:
         stream = datasets.load_dataset(config.path, config.hf_config or None, split=config.hf_split, streaming=True)

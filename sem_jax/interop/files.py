@@ -92,7 +92,7 @@ def _read_torch(path: Path) -> Any:
         import torch
     except ModuleNotFoundError:
         raise InteropError(
-            f"{path} needs PyTorch to be read; install it with pip install 'sem-jax[torch]', or save the state dict "
+            f"{path} needs PyTorch to be read; install it with pip install '.[torch]', or save the state dict "
             "as .safetensors"
         ) from None
     try:

@@ -20,7 +20,7 @@ from sem_jax.core.graph import DenseHamiltonian, SparseHamiltonian, small_world_
 
 SEEDS = st.integers(0, 2**31 - 1)
 SOLVERS = ("cg", "dense", "chebyshev")
-GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens"
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -157,7 +157,6 @@ def test_plain_cg_on_the_cayley_matrix_grows_where_the_normal_equations_converge
     assert residual("cg", 20).max() < 1e-14
 
 
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded models in {GOLDENS}")
 @pytest.mark.parametrize("name", ["tiny", "wide"])
 @pytest.mark.usefixtures("x64")
 def test_cg_on_cayley_is_the_solve_of_the_original(name):

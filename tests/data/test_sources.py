@@ -178,7 +178,7 @@ def test_a_missing_package_names_the_extra_to_install(tmp_path, monkeypatch, sou
     write_parquet(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    with pytest.raises(DataError, match=rf"pip install 'sem-jax\[{extra}\]'"):
+    with pytest.raises(DataError, match=rf"pip install '\.\[{extra}\]'"):
         read(source=source, path=str(tmp_path))
 
 

@@ -93,7 +93,7 @@ def test_without_pytorch_a_pt_file_names_the_cure(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     path.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InteropError, match=r"model\.pt needs PyTorch.*pip install 'sem-jax\[torch\]'"):
+    with pytest.raises(InteropError, match=r"model\.pt needs PyTorch.*pip install '\.\[torch\]'"):
         import_state_dict(path)
 
 

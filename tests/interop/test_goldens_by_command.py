@@ -16,8 +16,6 @@ from sem_jax.interop.files import read_state_dict, write_state_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not golden.GOLDENS.is_dir(), reason=f"no recorded models in {golden.GOLDENS}")
-
 # Recording and evaluation are both float32, so the differences are twice those of a recording to double precision,
 # whose origin tests/modules/test_goldens.py explains.
 TOLERANCES = {"amp_sq": 1e-5, "logits": 4e-5, "loss": 2e-6, "unitary_divergence": 2e-6}

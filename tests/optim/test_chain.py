@@ -1,6 +1,5 @@
-import pathlib
-
 import chex
+import golden_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,6 @@ from small import adamw_step
 from sem_jax.config import OptimizerConfig
 from sem_jax.optim import global_norm, langevin_adamw, make_optimizer
 
-GOLDENS = pathlib.Path(__file__).parents[2].parent / "shared" / "goldens"
 STEADY = {"warmup_steps": 0, "decay_steps": 0}
 
 
@@ -72,10 +70,9 @@ def test_twenty_steps_follow_the_specification():
         np.testing.assert_allclose(pick(found), p, rtol=1e-12)
 
 
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason="needs the recorded reference numbers")
 def test_five_steps_equal_the_reference():
-    golden = np.load(GOLDENS / "model_tiny.npz")
-    names = [name.removeprefix("grad/") for name in golden.files if name.startswith("grad/")]
+    golden = golden_models.load("model_tiny")
+    names = [name.removeprefix("grad/") for name in golden if name.startswith("grad/")]
     # The reference couples these pairs of arrays as complex weights; those of its readout it leaves uncoupled.
     pairs = [name.removesuffix("_real") for name in names if name.endswith("weight_real")]
     real = [name for name in names if not name.endswith(("weight_real", "weight_imag"))]

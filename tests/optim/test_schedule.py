@@ -1,6 +1,6 @@
 import json
-import pathlib
 
+import golden_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from sem_jax.config import OptimizerConfig
 from sem_jax.optim import make_schedule, warmup_cosine, warmup_stable_decay
 
-GOLDENS = pathlib.Path(__file__).parents[2].parent / "shared" / "goldens"
 
-
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason="needs the recorded reference numbers")
 def test_equals_the_reference_step_by_step():
-    golden = np.load(GOLDENS / "wsd.npz")
+    golden = golden_models.load("wsd")
     recipe = json.loads(str(golden["config"]))
     schedule = warmup_stable_decay(
         learning_rate=recipe["lr"],

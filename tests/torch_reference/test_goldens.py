@@ -25,11 +25,9 @@ from . import SEM, ComplexAdamW, Settings, warmup_stable_decay
 from .layers import abs_sq
 from .mixer import SelectiveSSM
 
-GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens"
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 VALUE, LOGITS, GRADIENT, CODEBOOK, CANCELLED = 5e-6, 2e-5, 3e-5, 5e-4, 2e-4
 MODELS = ["model_tiny", "model_wide"]
-
-recorded_numbers = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded models in {GOLDENS}")
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +98,6 @@ def whole_loss(model: SEM, recorded: dict[str, np.ndarray]) -> torch.Tensor:
     return model.token_loss(model(tokens, token_freqs=token_freqs)[:, :-1], tokens[:, 1:]).mean()
 
 
-@recorded_numbers
 @pytest.mark.parametrize("name", MODELS)
 def test_every_intermediate_value_is_the_recorded_one(name):
     model, recorded = recorded_model(name)
@@ -125,7 +122,6 @@ def test_every_intermediate_value_is_the_recorded_one(name):
     assert error(logits, expected["logits"]) < LOGITS
 
 
-@recorded_numbers
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_every_gradient_are_the_recorded_ones(name):
     model, recorded = recorded_model(name)
@@ -148,7 +144,6 @@ def test_loss_and_every_gradient_are_the_recorded_ones(name):
             assert error(actual[key], g, scale=torch.stack(layers)) < tolerance, key
 
 
-@recorded_numbers
 @pytest.mark.parametrize("name", MODELS)
 def test_five_optimizer_steps_give_the_recorded_parameters_and_losses(name):
     model, recorded = recorded_model(name)
@@ -179,7 +174,6 @@ def test_five_optimizer_steps_give_the_recorded_parameters_and_losses(name):
     assert error(divergence, outputs["distill_soft_loss"]) < 2 * LOGITS
 
 
-@recorded_numbers
 def test_the_clamped_state_space_is_the_recorded_one():
     recorded = load("ssm_clamp")
     x = group(recorded, "in")["x"].requires_grad_()
@@ -197,7 +191,6 @@ def test_the_clamped_state_space_is_the_recorded_one():
         assert error(p.grad, expected[key]) < 1e-5, key
 
 
-@recorded_numbers
 def test_the_schedule_is_the_recorded_one():
     recorded = load("wsd")
     c = json.loads(str(recorded["config"]))

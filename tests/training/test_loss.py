@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-from pathlib import Path
 
+import golden_models as golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,6 @@ from sem_jax.interop import import_state_dict
 from sem_jax.modules.model import ModelParts, init_model, split_model
 from sem_jax.training.loss import batch_loss, mean_divergence, softened_divergence
 
-GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
 VOCAB, BATCH, LENGTH = 11, 2, 5
 LIKELIHOODS = ["born", "reference"]
 
@@ -218,20 +216,16 @@ def test_the_compiled_program_needs_less_memory_than_one_such_array():
 
 def recorded(name, group):
     """A recorded model in double precision: its parts, and the file's arrays."""
-    with np.load(GOLDENS / f"{name}.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    c = json.loads(str(arrays["config"]))
-    state = {key.split("/")[1]: arrays[key] for prefix in ("param/", group) for key in arrays if key.startswith(prefix)}
-    overrides = ("sdr_sparsity", "cayley_dt", "sinkhorn_epsilon", "sinkhorn_max_iter", "sinkhorn_tol")
-    parts = split_model(import_state_dict(state, **{key: c[key] for key in overrides})[1])
+    arrays = golden.load(name)
+    state = golden.group(arrays, "param") | golden.group(arrays, group)
+    parts = split_model(import_state_dict(state, **golden.overrides(arrays))[1])
     return ModelParts(parts.graphdef, *jax.tree.map(in_default_precision, (parts.params, parts.buffers))), arrays
 
 
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded models in {GOLDENS}")
 @pytest.mark.parametrize("name", ["model_tiny", "model_wide"])
 @x64
 def test_the_divergence_after_five_steps_is_the_recorded_one(name):
-    (teacher_parts, arrays), (parts, _) = recorded(name, "param/"), recorded(name, "adam5/")
+    (teacher_parts, arrays), (parts, _) = recorded(name, "param"), recorded(name, "adam5")
     tokens, freqs = arrays["in/token_ids"], arrays.get("in/token_freqs")
 
     def soft_loss(parts, teacher_parts):
