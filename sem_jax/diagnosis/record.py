@@ -65,7 +65,7 @@ class PropagatorLayer:
     condition: float  # κ = 1 + (hλ_max)²
     residual: float  # largest of a token
     iterations: int
-    iterations_bound: int  # of CG, after which no residual exceeds ten times cg_tol; see `cg_iterations`
+    iterations_bound: int  # of CG, after which no residual exceeds ten times solver_tol; see `cg_iterations`
     norm_drift: float  # largest |‖x‖/‖ψ‖ − 1| of a token
     gradient_growth: float
 
@@ -177,7 +177,7 @@ def largest_eigenvalue(matrix: np.ndarray) -> float:
 def _propagator(config: Config, measured: Measurement, components: dict[str, Component], layer: int) -> PropagatorLayer:
     propagator, stats = config.model.propagator, measured.walk.propagators
     h_lambda = propagator.cayley_dt / 2 * largest_eigenvalue(np.asarray(measured.walk.hamiltonians[layer]))
-    limit = RESIDUAL_FACTOR * propagator.cg_tol
+    limit = RESIDUAL_FACTOR * propagator.solver_tol
     kerr, cayley = (components[f"propagators.{layer}.{part}"] for part in ("kerr", "cayley"))
     return PropagatorLayer(
         h_lambda=h_lambda,

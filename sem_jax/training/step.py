@@ -11,7 +11,6 @@ import optax
 from jax import Array
 
 from sem_jax.config import Config, TrainingConfig
-from sem_jax.core.sinkhorn import population_update
 from sem_jax.data import Batch
 from sem_jax.modules.model import ForwardStats, ModelParts
 from sem_jax.modules.propagator import PropagatorStats
@@ -101,7 +100,7 @@ def make_train_step(
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            buffers=_update_buffers(config, state.buffers, stats, good),
+            buffers=state.buffers,
             opt_state=opt_state,
             ema=_update_ema(config, state, params, good),
         )
@@ -151,15 +150,6 @@ def _accumulate(
     worst = jax.tree.map(lambda x: jnp.max(x, axis=0), stats.propagators)
     stats = ForwardStats(worst, jnp.mean(stats.column_share, axis=0))
     return grads, sums._replace(weight=total_weight), stats
-
-
-def _update_buffers(config: Config, buffers: Params, stats: ForwardStats, good: Array) -> Params:
-    encoder = config.model.encoder
-    if encoder.transport != "population":
-        return buffers
-    potential = buffers["encoder"]["potential"]
-    moved = population_update(potential, stats.column_share, encoder.population_rate)
-    return buffers | {"encoder": buffers["encoder"] | {"potential": jnp.where(good, moved, potential)}}
 
 
 def ema_rate(config: TrainingConfig, step: Array | int) -> Array | float:
