@@ -21,14 +21,12 @@ that do not fit together; the message names field and cure."""
 
 
 def help_text() -> str:
-    """All fields with their meaning, default and allowed values, one a line."""
+    """All fields with default, meaning, allowed values and unit, one a line."""
     lines = []
     for path, _, settings in walk(Config):
         for each in settings:
-            allowed = allowed_values(each)
-            lines.append(
-                f"--config.{path}{each.name}={_default(each)}: {each.meaning}{f' [{allowed}]' if allowed else ''}"
-            )
+            details = "; ".join(part for part in (allowed_values(each), each.unit) if part)
+            lines.append(f"--config.{path}{each.name}={_default(each)}: {each.meaning} [{details or 'any'}]")
     return "\n".join(lines)
 
 
