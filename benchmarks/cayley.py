@@ -51,7 +51,7 @@ def measure(dim: int, dt: float, tokens: int) -> list[Point]:
         changes = {"propagator.matvec": _MATVEC.value, "propagator.cayley_dt": dt}
         model = configuration(Shape(dim, 1, 64, batch=1, length=tokens), changes).model
         p = model.propagator
-        options = SolverOptions(solver, p.cg_max_iter, p.cg_tol, p.chebyshev_degree)
+        options = SolverOptions(solver, p.cg_max_iter, p.solver_tol, p.chebyshev_degree)
 
         def step(module, psi, options=options):
             x, info = cayley_step(module.hamiltonian(), psi, dt / 2, options)

@@ -6,8 +6,6 @@ Command:  python -m sem_jax.train --config=configs/from_workdir.py:DIR --workdir
               --config.data.source=text --config.data.path=FILE
 """
 
-import sys
-
 from ml_collections import ConfigDict
 
 from sem_jax.config import ConfigError, to_config_dict
@@ -15,11 +13,11 @@ from sem_jax.training.workdir import read_config, with_own_tokenizer
 
 
 def get_config(workdir: str = "") -> ConfigDict:
-    """The experiment of `workdir`, with its own tokenizer; without one, the process ends with an error."""
+    """The experiment of `workdir`, with its own tokenizer.
+
+    Raises:
+      ConfigError: there is no such workdir.
+    """
     if not workdir:
-        sys.exit("error: which workdir? Write --config=configs/from_workdir.py:DIR")
-    try:
-        config = read_config(workdir)
-    except ConfigError as error:  # raised from here it would become a traceback in a message about flags
-        sys.exit(f"error: {error}")
-    return to_config_dict(with_own_tokenizer(config, workdir))
+        raise ConfigError("which workdir? Write --config=configs/from_workdir.py:DIR")
+    return to_config_dict(with_own_tokenizer(read_config(workdir), workdir))

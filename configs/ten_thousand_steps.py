@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.name = "ten_thousand_steps"
     config.model.update(hidden_dim=64, num_layers=4)
     config.model.propagator.update(
-        solver="cg", cayley_dt=0.1, cg_max_iter=8, cg_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8
+        solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8
     )
     config.optimizer.update(
         learning_rate=1.2e-3, warmup_steps=1000, decay_steps=1000, lr_min_ratio=0.1, weight_decay=0.1, clip_norm=1.0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
+from ml_collections import config_flags
 
 from sem_jax.config import ConfigError
 from sem_jax.data import DataError
@@ -21,6 +25,7 @@ from sem_jax.training.metrics import MetricsError
 from sem_jax.training.monitor import TrainingDiverged
 
 EXPECTED = (ConfigError, DataError, InteropError, CheckpointError, MetricsError, TrainingDiverged)
+_MODULE = "config_config"  # the name under which ml_collections runs the file of --config
 
 
 def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -42,18 +47,59 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """For `absl.app.run(flags_parser=...)`: a missing config file or field is an error of one line, too."""
+    """For `absl.app.run(flags_parser=...)`: a wrong flag or config file is an error of one line, too."""
     try:
-        arguments = app.parse_flags_with_usage(argv)
+        arguments = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
             getattr(flags.FLAGS["config"].value, "keys", None)  # a file that could not be loaded raises only now
         return arguments
-    except AttributeError as error:  # ml_collections' own, around a KeyError with a suggestion
-        reason = f"--config has no field {error.args[0].args[0]}"
-    except OSError as error:
-        reason = f"--config: {error}"
-    print("error:", " ".join(reason.split()), file=sys.stderr)
-    sys.exit(1)
+    except Exception as error:  # a config file is a program, which may raise anything
+        print("error:", " ".join(_explain(error).split()), file=sys.stderr)
+        sys.exit(1)
+
+
+def _explain(error: Exception) -> str:
+    """What is wrong with the flags, or where in a config file what is wrong."""
+    cause: BaseException | None = error
+    while cause is not None:  # flags wrap what a config file raises
+        calls = traceback.walk_tb(cause.__traceback__)
+        places = [(frame.f_code.co_filename, line) for frame, line in calls if frame.f_globals["__name__"] == _MODULE]
+        if places and isinstance(cause, EXPECTED):
+            return str(cause)
+        if places:
+            file, line = places[-1]
+            return f"correct line {line} of {file}: {type(cause).__name__}: {_text(cause)}"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, flags.Error):
+        first, *others = str(error).strip().splitlines()
+        return " ".join([first, *others[-1:]]) + "; see --help"  # in between stands a traceback
+    if isinstance(error, KeyError) or (error.args and isinstance(error.args[0], KeyError)):
+        return f"--config has no such field: {_text(error)}"
+    return "--config: " + _text(error).replace(f"module '{_MODULE}'", "the file")
+
+
+def _text(error: BaseException) -> str:
+    """The message of an error, without the quotes of a KeyError and without a `ConfigDict` in full."""
+    text: Any = error
+    while isinstance(text, KeyError | AttributeError) and text.args:
+        text = text.args[0]
+    return re.sub(r' Other fields present: "\{.*\}"', "", str(text), flags=re.DOTALL)
+
+
+class _WholeNumber(flags.IntegerParser):
+    """Reads 1e3 as 1000."""
+
+    def convert(self, argument: Any) -> int:
+        """The number that a text or a number stands for."""
+        with contextlib.suppress(ValueError):
+            return super().convert(argument)
+        with contextlib.suppress(ValueError):
+            if float(argument).is_integer():
+                return int(float(argument))
+        raise ValueError("this is not a whole number, such as 1000 or 1e3")
+
+
+config_flags.register_flag_parser_for_type(int, _WholeNumber())
 
 
 def enable_compilation_cache() -> None:

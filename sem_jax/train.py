@@ -10,11 +10,14 @@ from ml_collections import config_flags
 
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import build
+from sem_jax.config.describe import help_text
 from sem_jax.report import write_report
 from sem_jax.training.host import keep_freed_memory
 from sem_jax.training.loop import train
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/quickstart.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"Experiment, such as configs/quickstart.py. Any field of it can be given, too:\n{help_text()}"
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: metrics, checkpoints, configuration.", required=True
 )

@@ -72,6 +72,67 @@ def test_a_mistyped_field_is_one_line(folder, tmp_path):
     assert_is_one_line_error(done, "learningrate", "learning_rate")
 
 
+@pytest.mark.parametrize(
+    ("statement", "parts"),
+    [
+        ("config.model.update(hiden_dim=3)", ["KeyError", 'Did you mean "hidden_dim"']),
+        ("config.modle.hidden_dim = 3", ["AttributeError", 'Did you mean "model"']),
+        ("config.model.hidden_dim = 'wide'", ["TypeError", "hidden_dim"]),
+        ("import nowhere", ["No module named 'nowhere'"]),
+        ("{}['abc']", ["KeyError: abc"]),
+        ("open('nowhere.txt')", ["No such file", "nowhere.txt"]),
+        ("raise ValueError('first' + chr(10) + 'second')", ["ValueError: first second"]),
+    ],
+)
+def test_an_error_inside_a_config_file_is_one_line_with_its_place(folder, tmp_path, statement, parts):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "from sem_jax.config import default\n"
+        "def get_config():\n"
+        "    config = default()\n"
+        f"    {statement}\n"
+        "    return config\n"
+    )
+    done = run(folder, command("train", f"--config={path}", f"--workdir={tmp_path}/run"))
+    assert_is_one_line_error(done, f"correct line 4 of {path}", *parts)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "parts"),
+    [
+        ("--config.modle.x=3", ["--config has no such field", 'Did you mean "model"']),
+        ("--config.training.max_steps=many", ["--config.training.max_steps=many", "not a whole number"]),
+        (
+            "--config.training.max_steps=-1e0",
+            ["max_steps = -1 must be at least 1", "length of the run"],
+        ),
+        ("--confg=x.py", ["Unknown command line flag 'confg'", "--help"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line(folder, tmp_path, flag, parts):
+    assert_is_one_line_error(run(folder, training(folder, tmp_path / "run", flag)), *parts)
+
+
+def test_a_variant_that_does_not_exist_is_one_line(folder, tmp_path):
+    path = ROOT / "configs" / "max_aggression.py"
+    done = run(folder, command("train", f"--config={path}:smke", f"--workdir={tmp_path}/run"))
+    assert_is_one_line_error(done, "no variant 'smke'", "choose seed, fineweb_edu or smoke")
+
+
+def test_a_power_of_ten_is_a_whole_number(folder, tmp_path):
+    done = run(folder, training(folder, tmp_path / "run", "--config.training.max_steps=1e0"))
+    assert_is_one_line_error(done, "must fit in config.training.max_steps = 1")
+
+
+def test_help_lists_every_field_with_meaning_and_range(folder):
+    done = run(folder, command("train", "--help"))
+    text = " ".join(done.stdout.split())
+    assert "--config.model.hidden_dim=128: D, width of the wave [at least 1 and at most 65_536; channels]" in text
+    assert "--config.sampling.context_length=0: " in text
+
+
 def test_a_missing_config_file_is_one_line(folder, tmp_path):
     done = run(folder, command("train", "--config=nowhere.py", f"--workdir={tmp_path}/run"))
     assert_is_one_line_error(done, "nowhere.py", "No such file")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 import sys
 
 import pytest
@@ -18,9 +19,12 @@ from sem_jax.config import (
     override,
     parse_factors,
     to_config_dict,
+    upgrade,
     with_posterior_temperature,
     with_vocabulary,
 )
+from sem_jax.config.describe import help_text, markdown
+from sem_jax.config.fields import Range, walk
 
 GROUPS = [group.name for group in dataclasses.fields(Config) if group.name != "name"]
 
@@ -47,7 +51,7 @@ def test_the_default_is_the_dataclasses_own():
 
 
 def test_round_trip_keeps_every_field():
-    config = build(fields(optimizer__temperature=1e-6, model__encoder__transport="population", name="other"))
+    config = build(fields(optimizer__temperature=1e-6, model__encoder__transport="causal_sinkhorn", name="other"))
     assert config != Config()
     assert build(to_config_dict(config)) == config
 
@@ -107,13 +111,29 @@ def test_no_float_may_be_infinite_or_nan(path, value):
         build(nested(path, value))
 
 
+@pytest.mark.parametrize("path", sorted(NUMERIC))
+@pytest.mark.parametrize("value", [10**400, 10**5000, -(10**400), 1e39], ids=["large", "huge", "negative", "float"])
+def test_no_number_may_be_larger_than_a_device_holds(path, value):
+    with pytest.raises(ConfigError, match=rf"config\.{path} = ") as error:
+        build(nested(path, value))
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", [path for path, kind in NUMERIC.items() if kind is float])
+def test_no_float_may_be_lost_in_float32(path):
+    with pytest.raises(ConfigError, match=rf"config\.{path} = 1e-39 is 0 in float32"):
+        build(nested(path, 1e-39))
+
+
 # A score may have any sign, and so may a phase.
 SIGNED = {"data.min_score", "model.propagator.nonlinear_alpha"}
 MAY_BE_ZERO = SIGNED | {
-    "model.vocab_size", "model.encoder.sinkhorn_prior", "model.encoder.population_rate", "model.mixer.clamp_interval",
+    "model.vocab_size", "model.encoder.sinkhorn_prior", "model.mixer.clamp_interval",
     "model.propagator.cayley_dt", "model.propagator.rewire_probability", "model.born_floor", "optimizer.warmup_steps",
     "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay",
-    "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents", "training.seed",
+    "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents",
+    "data.tokenizer_sample", "training.seed",
     "training.distill_weight", "training.ema_decay", "training.ema_decay_start", "training.ema_decay_steps",
     "training.overfit_batches", "sampling.temperature", "sampling.top_k",
     "sampling.context_length", "optimizer.spike_zscore",
@@ -133,6 +153,24 @@ def test_zero_is_refused_exactly_where_it_means_nothing(path):
     else:
         with pytest.raises(ConfigError, match=rf"config\.{path.rpartition('.')[0]}.*{path.rpartition('.')[2]}"):
             build(nested(path, 0))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("model.hidden_dim", 65_537), ("model.num_layers", 1025), ("model.mixer.state_dim", 65_537)],
+)
+def test_a_size_beyond_all_sense_is_refused_with_range_and_meaning(path, value):
+    (setting,) = [each for group, _, found in walk(Config) for each in found if group + each.name == path]
+    with pytest.raises(ConfigError) as error:
+        build(nested(path, value))
+    assert str(error.value) == f"config.{path} = {value} must be {setting.range}; it is: {setting.meaning}"
+    build(nested(path, value - 1) | {"name": "largest"})
+
+
+@pytest.mark.parametrize("values", [None, 3, ["model"]])
+def test_what_is_no_group_of_fields_is_refused(values):
+    with pytest.raises(ConfigError, match="config must be a group of fields, got"):
+        build(values)
 
 
 def test_a_whole_float_is_an_integer_and_an_integer_a_float():
@@ -165,12 +203,13 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"optimizer.thermostat": "posterior", "training.overfit_batches": 1}, ["posterior", "overfit_batches = 0"]),
         ({"data.seq_length": 4096}, ["seq_length = 4096", "max_seq_length = 2048"]),
         ({"data.source": "text"}, ["data.source = text", "data.path"]),
+        ({"data.stream": True, "data.packing": "windows"}, ["data.stream = True", "packing = documents, not windows"]),
         ({"data.validation_fraction": 1.0}, ["validation_fraction = 1.0"]),
         ({"optimizer.b1": 1.0}, ["b1"]),
         ({"optimizer.b2": 1.0}, ["b2"]),
         ({"optimizer.guard_backoff": 1.0}, ["guard_backoff"]),
-        ({"optimizer.guard_min_scale": 2.0}, ["guard_min_scale = 2.0", "between 0 and 1"]),
-        ({"optimizer.guard_min_scale": 0.0}, ["guard_min_scale = 0.0", "positive"]),
+        ({"optimizer.guard_min_scale": 2.0}, ["guard_min_scale = 2.0", "above 0 and at most 1"]),
+        ({"optimizer.guard_min_scale": 0.0}, ["guard_min_scale = 0.0", "above 0 and at most 1"]),
         (
             {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 20},
             ["spike_patience = 20", "guard_max_consecutive = 20"],
@@ -239,7 +278,7 @@ def test_a_tuple_survives_json_a_config_dict_and_the_command_line(monkeypatch):
         ("123", r"num_edges = '123' must be 3 values"),
         ((1, 2, "3"), r"num_edges\[2\] = '3' must be of type int"),
         ((1, 2.5, 3), r"num_edges\[1\] = 2.5 must be of type int"),
-        ((1, -2, 3), r"num_edges = \(1, -2, 3\) must not be negative"),
+        ((1, -2, 3), r"num_edges\[1\] = -2 must be at least 0"),
     ],
 )
 def test_a_wrong_tuple_is_refused_by_name(value, message):
@@ -311,3 +350,62 @@ def test_the_posterior_thermostat_becomes_one_over_the_tokens():
     assert build(dataclasses.asdict(resolved)) == resolved  # what a workdir keeps can be read again
     fixed = build({"optimizer": {"temperature": 1e-5}})
     assert with_posterior_temperature(fixed, 250_000) == fixed
+
+
+SETTINGS = {f"{path}{each.name}": each for path, _, found in walk(Config) for each in found}
+
+
+def test_every_field_has_a_meaning_and_a_default_in_its_own_range():
+    assert [path for path, each in SETTINGS.items() if not each.meaning] == []
+    assert [path for path in NUMERIC if SETTINGS[path].default not in SETTINGS[path].range] == []
+    assert {path for path in NUMERIC if SETTINGS[path].range == Range()} == SIGNED
+
+
+def test_the_page_of_the_fields_is_current():
+    page = pathlib.Path(__file__).parents[1] / "docs" / "configuration.md"
+    current = page.read_text(encoding="utf-8") == markdown() + "\n"
+    assert current, "write it again: python -m sem_jax.config.describe > docs/configuration.md"
+
+
+def test_help_names_each_field_once_with_default_meaning_and_range():
+    lines = help_text().splitlines()
+    assert [line.split("=")[0] for line in lines] == [f"--config.{path}" for path in SETTINGS]
+    (line,) = [line for line in lines if "top_p" in line]
+    assert line.startswith("--config.sampling.top_p=0.95: ")
+    assert line.endswith("[above 0 and at most 1]")
+
+
+def earlier_record():
+    """What version 0.1.0 wrote, as far as it differs from what this one writes."""
+    record = dataclasses.asdict(build(fields()))
+    del record["model"]["layout"], record["model"]["blocks"]
+    del record["model"]["propagator"]["solver_tol"]
+    record["model"]["propagator"]["cg_tol"] = 1e-5
+    record["model"]["encoder"]["population_rate"] = 0.01
+    record["model"]["mixer"]["scan"] = "chunked"
+    return record
+
+
+def test_a_record_of_an_earlier_version_is_upgraded():
+    record = earlier_record()
+    before = json.dumps(record)
+    assert build(upgrade(record)) == build(fields(model__propagator__solver_tol=1e-5))
+    assert json.dumps(record) == before
+
+
+def test_a_record_of_this_version_stays_as_it_is():
+    config = build(fields(model__layout="interleaved", model__propagator__solver_tol=1e-5))
+    assert build(upgrade(dataclasses.asdict(config))) == config
+
+
+def test_a_transport_that_is_gone_is_refused():
+    record = override(earlier_record(), {"model.encoder.transport": "population"})
+    with pytest.raises(ConfigError, match=r"config\.model\.encoder\.transport = population is gone.*row_softmax"):
+        upgrade(record)
+
+
+@pytest.mark.parametrize("values", [{"model": 3}, {"model": {"encoder": None}}, {"model": {"mixer": []}}])
+def test_a_damaged_record_is_left_to_build(values):
+    assert upgrade(values) == values
+    with pytest.raises(ConfigError, match="must be a group of fields"):
+        build(upgrade(values))

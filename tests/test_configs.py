@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sem_jax.config import build
+from sem_jax.config import ConfigError, build
 from sem_jax.data.tokenizers import ByteTokenizer
 from sem_jax.training.workdir import prepare_workdir
 
@@ -25,8 +25,8 @@ def module(path):
 
 
 def variants(path):
-    """Names that the file compares `variant` with."""
-    return re.findall(r'variant == "(\w+)"', path.read_text(encoding="utf-8"))
+    """Names that the file tells apart."""
+    return re.findall(r'case "(\w+)"', path.read_text(encoding="utf-8"))
 
 
 CASES = [(path, variant) for path in FILES for variant in [None, *variants(path)]]
@@ -34,7 +34,7 @@ CASES = [(path, variant) for path in FILES for variant in [None, *variants(path)
 
 def test_there_are_experiments_with_variants():
     assert {"quickstart", "reference", "shakespeare_char", "max_aggression"} <= {path.stem for path in FILES}
-    assert {"smoke", "fineweb_edu"} <= {variant for _, variant in CASES}
+    assert {"seed", "smoke", "fineweb_edu"} <= {variant for _, variant in CASES}
 
 
 @pytest.mark.parametrize(("path", "variant"), CASES, ids=lambda value: getattr(value, "stem", value or "plain"))
@@ -54,14 +54,21 @@ def test_docstring_holds_the_command_of_this_file(path):
 def test_every_variant_is_documented_and_an_unknown_one_is_refused_by_name(path):
     experiment = module(path)
     assert all(variant in experiment.__doc__ for variant in variants(path))
-    with pytest.raises(ValueError, match=r"'smke'.*smoke"):
+    with pytest.raises(ConfigError, match=r"'smke'.*smoke") as error:
         experiment.get_config("smke")
+    assert "\n" not in str(error.value)
 
 
-def test_smoke_is_the_same_model_in_a_short_run():
+def test_the_variants_of_max_aggression_train_one_model_on_what_they_promise():
     experiment = module(FOLDER / "max_aggression.py")
-    whole, smoke = build(experiment.get_config()), build(experiment.get_config("smoke"))
-    assert smoke.model == whole.model
+    names = ("", "seed", "fineweb_edu", "smoke")
+    small, seed, fineweb, smoke = (build(experiment.get_config(name)) for name in names)
+    assert {small.model, seed.model, fineweb.model, smoke.model} == {seed.model}
+    assert {each.optimizer.learning_rate for each in (small, seed, fineweb, smoke)} == {1.2e-3}
+    assert small.training.global_batch * small.data.seq_length == 1024
+    assert seed.training.global_batch * seed.data.seq_length == 2**22
+    assert fineweb.training == seed.training
+    assert (fineweb.data.stream, seed.data.stream) == (True, False)
     assert smoke.training.max_steps < 10
 
 
@@ -75,6 +82,6 @@ def test_a_workdir_is_an_experiment_with_its_own_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize("workdir", ["", "nowhere"])
-def test_a_workdir_that_is_none_ends_the_process_with_one_line(workdir):
-    with pytest.raises(SystemExit, match=r"^error: .*(from_workdir\.py:DIR|not the workdir of a run)"):
+def test_a_workdir_that_is_none_is_refused(workdir):
+    with pytest.raises(ConfigError, match=r"from_workdir\.py:DIR|not the workdir of a run"):
         module(FROM_WORKDIR).get_config(workdir)

@@ -90,7 +90,7 @@ def test_the_reader_sees_every_form_of_import():
 @pytest.mark.parametrize(
     ("names", "allowed"),
     [
-        (("config",), set()),
+        (("config",), {"config"}),
         (("core",), {"core"}),
         (("modules",), {"core", "modules", "config"}),
         (("optim",), {"core", "modules", "config", "optim"}),

@@ -67,7 +67,7 @@ def configure(program: Program, steps: int, dim: int, layers: int) -> Config:
     config = default()
     config.model.update(hidden_dim=dim, num_layers=layers)
     config.model.mixer.num_groups = dim // 16
-    config.model.propagator.update(solver=program.solver, cg_max_iter=program.iterations, cg_tol=1e-7)
+    config.model.propagator.update(solver=program.solver, cg_max_iter=program.iterations, solver_tol=1e-7)
     config.model.propagator.update(cayley_dt=0.1, laplacian_sparsity=8)
     config.optimizer.update(learning_rate=FIXED.learning_rate, temperature=FIXED.temperature)
     config.optimizer.update(warmup_steps=steps // 10, decay_steps=0)

@@ -66,7 +66,7 @@ class PropagatorLayer:
     condition: float  # κ = 1 + (hλ_max)²
     residual: float  # largest of a token
     iterations: int
-    iterations_bound: int  # of CG, after which no residual exceeds ten times cg_tol; see `cg_iterations`
+    iterations_bound: int  # of CG, after which no residual exceeds ten times solver_tol; see `cg_iterations`
     norm_drift: float  # largest |‖x‖/‖ψ‖ − 1| of a token
     gradient_growth: float
 
@@ -176,7 +176,7 @@ def _propagator(config: Config, measured: Measurement, components: dict[str, Com
     propagator, stats = config.model.propagator, measured.walk.blocks["propagators"]
     matrix = np.asarray(measured.walk.details["propagators"][layer])
     h_lambda = propagator.cayley_dt / 2 * largest_eigenvalue(matrix)
-    limit = RESIDUAL_FACTOR * propagator.cg_tol
+    limit = RESIDUAL_FACTOR * propagator.solver_tol
     kerr, cayley = (components[f"propagators.{layer}.{part}"] for part in ("kerr", "cayley"))
     return PropagatorLayer(
         h_lambda=h_lambda,

@@ -69,7 +69,7 @@ class Propagator(Block):
     def solver_options(self) -> SolverOptions:
         """How U is applied."""
         config = self.config
-        return SolverOptions(config.solver, config.cg_max_iter, config.cg_tol, config.chebyshev_degree)
+        return SolverOptions(config.solver, config.cg_max_iter, config.solver_tol, config.chebyshev_degree)
 
     def prepare(self) -> PreparedStep:
         """H, and U where the solver uses it: all of the step that does not depend on ψ."""

@@ -70,7 +70,7 @@ def propagator_findings(
     """
     component, name = f"propagators.{layer}.cayley", f"propagator layer {layer}"
     findings = []
-    limit = RESIDUAL_FACTOR * config.cg_tol
+    limit = RESIDUAL_FACTOR * config.solver_tol
     field, cure = _CURES[config.solver]
     if h_lambda > H_LAMBDA_LIMIT and config.solver != "cg_on_cayley":
         field = _DT  # more effort would only treat the symptom

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sem_jax.config import Config, ConfigError, build
+from sem_jax.config import Config, ConfigError, build, upgrade
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
 from sem_jax.data.files import write_atomically
 from sem_jax.training.checkpoint import Checkpointer
@@ -164,7 +164,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it, or start again in another workdir") from None
-    return record
+    return record | {"config": upgrade(record["config"])}
 
 
 def _write_record(folder: Path, config: Config, data_fingerprint: str) -> None:

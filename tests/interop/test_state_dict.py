@@ -88,7 +88,7 @@ def test_overrides_reach_their_fields():
         ({"hidden_dim": 8}, InteropError, "hidden_dim cannot be overridden"),
         ({"sdr_sparsity": 32}, ConfigError, "sdr_sparsity = 32 must not exceed .*sdr_candidates = 6.*can be given"),
         ({"sdr_sparsity": 4, "cayley_dt": "fast"}, ConfigError, "cayley_dt = 'fast' must be of type float"),
-        ({"sdr_sparsity": 4, "max_seq_length": 0}, ConfigError, "max_seq_length = 0 must be positive"),
+        ({"sdr_sparsity": 4, "max_seq_length": 0}, ConfigError, "max_seq_length = 0 must be at least 1"),
     ],
 )
 def test_overrides_that_cannot_be_are_named(overrides, error, message):
@@ -308,7 +308,7 @@ def test_what_is_no_models_tree_is_refused(tree, message):
 
 @pytest.mark.parametrize(
     ("transport", "absent"),
-    [("population", set()), ("none", {"codebook", "input_proj.weight", "input_proj.bias", "weight", "bias"})],
+    [("row_softmax", set()), ("none", {"codebook", "input_proj.weight", "input_proj.bias", "weight", "bias"})],
 )
 def test_default_models_are_exported_with_the_names_that_they_have(transport, absent):
     config = small_config(model__vocab_size=V, model__encoder__transport=transport)

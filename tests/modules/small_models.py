@@ -40,7 +40,9 @@ def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfi
             sinkhorn_prior=2.0,
         ),
         mixer=MixerConfig(block_size=4, conv_width=3, num_groups=2, state_dim=3),
-        propagator=PropagatorConfig(solver=solver, laplacian_sparsity=2, cayley_dt=0.5, cg_max_iter=20, cg_tol=1e-3),
+        propagator=PropagatorConfig(
+            solver=solver, laplacian_sparsity=2, cayley_dt=0.5, cg_max_iter=20, solver_tol=1e-3
+        ),
     )
     return dataclasses.replace(config, **changes)
 

@@ -93,7 +93,7 @@ def propagator(solver: str, matvec: str, **changes: Any) -> Component:
     )
 
 
-TO_ROUNDING = {"propagator.cg_max_iter": 40, "propagator.cg_tol": 1e-15, "propagator.chebyshev_degree": 60}
+TO_ROUNDING = {"propagator.cg_max_iter": 40, "propagator.solver_tol": 1e-15, "propagator.chebyshev_degree": 60}
 
 COMPONENTS = [
     encoder("none"),

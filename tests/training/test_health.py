@@ -44,7 +44,7 @@ def stats_of(residual, drift):
 
 
 def test_only_the_layer_beyond_a_limit_is_named():
-    solver = PropagatorConfig(cg_tol=1e-7)
+    solver = PropagatorConfig(solver_tol=1e-7)
     warnings = convergence_warnings(stats_of([9e-7, 1.1e-6, 0.0], [0.9e-4, 0.0, 1.1e-4]), solver)
     assert [warning.partition(":")[0] for warning in warnings] == ["propagator layer 1", "propagator layer 2"]
     assert "residual" in warnings[0]

@@ -74,6 +74,18 @@ def test_harmless_changes_are_listed_once_and_kept(workdir):
     assert open_workdir(workdir)[0] == changed
 
 
+def test_a_workdir_of_version_0_1_0_is_read_and_resumed(workdir):
+    path = workdir / "config.json"
+    record = json.loads(path.read_text())
+    model = record["config"]["model"]
+    del model["layout"], model["blocks"]
+    model["propagator"]["cg_tol"] = model["propagator"].pop("solver_tol")
+    model["encoder"]["population_rate"] = 0.01
+    path.write_text(json.dumps(record))
+    assert read_config(workdir) == config()
+    assert prepare_workdir(workdir, config(), DATASET) == []
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json does not exist.*sem_jax\.train"):
         open_workdir(tmp_path / "missing")

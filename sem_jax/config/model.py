@@ -1,0 +1,153 @@
+"""The model: its sizes, and what each kind of layer may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sem_jax.config.fields import setting
+
+Transport = Literal["none", "row_softmax", "causal_sinkhorn", "sequence_sinkhorn"]
+Solver = Literal["cg", "dense", "chebyshev", "cg_on_cayley"]
+ScanMethod = Literal["auto", "sequential", "associative", "chunked"]
+Remat = Literal["none", "elementwise", "layers"]
+
+WIDEST = 65_536  # no width or number of columns, states or neighbours is sensible beyond it
+MOST_ITERATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Token ids to ψ: optimal transport from tokens to a sparse distributed representation (SPEC 2).
+
+    Which causal form is the default was decided by validation loss at equal budget, Shakespeare by characters, D 128,
+    4 layers, 1000 steps of 12 x 64, one seed (`python benchmarks/variants.py --path=FILE --dim=128 --layers=4`), nats a
+    character: embedding alone 1.9673; row softmax alone 1.9751; beside the embedding row softmax 1.9576, causal
+    Sinkhorn 1.9565. The two forms beside the embedding lie within 0.0011; row softmax needs neither state nor sweeps.
+    """
+
+    transport: Transport = setting(
+        "row_softmax", "how the transport plan is normalised; sequence_sinkhorn is the reference's and not causal"
+    )
+    embedding_skip: bool = setting(True, "add the plain embedding beside the transport plan")
+    sdr_candidates: int = setting(128, "M, columns of the plan", at_least=1, at_most=WIDEST)
+    sdr_sparsity: int = setting(
+        32,
+        "K_s, columns that stay non-zero in each row; 1 would keep none, since the largest entry is the threshold",
+        at_least=2,
+        at_most=WIDEST,
+    )
+    cost_dim: int = setting(64, "P, dimension in which the cost is measured", at_least=1, at_most=WIDEST)
+    sinkhorn_epsilon: float = setting(0.05, "entropic regularisation", above=0)
+    sinkhorn_max_iter: int = setting(
+        50,
+        "sweeps at most (sequence_sinkhorn), or exactly (causal_sinkhorn)",
+        unit="sweeps",
+        at_least=1,
+        at_most=MOST_ITERATIONS,
+    )
+    sinkhorn_tol: float = setting(1e-3, "stop at this max |Δu| (sequence_sinkhorn)", above=0)
+    sinkhorn_prior: float = setting(
+        128.0,
+        "virtual rows, spread evenly, that steady a short prefix (causal_sinkhorn)",
+        unit="rows",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """One sequence-mixing layer: spinor gate, causal convolution, selective SSM (SPEC section 2, Mixer).
+
+    Initialisation, measured as in `EncoderConfig`: fast 1.9576, ring 2.0039, ring with unit variance 1.9981.
+    """
+
+    kind: Literal["fixed", "selective"] = setting(
+        "fixed",
+        "what the state takes in and gives out: by fixed matrices B and C, as in the reference, or by keys and queries "
+        "that are read from each token",
+    )
+    num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
+    block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)
+    conv_width: int = setting(4, "K, taps of the causal convolution", unit="tokens", at_least=1, at_most=WIDEST)
+    num_groups: int = setting(8, "G, independent groups of channels of the fixed mixer", at_least=1, at_most=WIDEST)
+    state_dim: int = setting(16, "N, complex states of one group or head", at_least=1, at_most=WIDEST)
+    ssm_init: Literal["fast", "ring"] = setting(
+        "fast", "decay at start: fast is the reference's |a| near 0.3, ring is LRU-style"
+    )
+    ring_max_timescale: float = setting(64.0, "slowest time constant of the ring", unit="tokens", above=1)
+    input_scale: Literal["dt", "unit_variance"] = setting(
+        "dt", "input of the state: dt is δ·Bx (reference), unit_variance is sqrt(1-|a|²)·Bx"
+    )
+    clamp_interval: int = setting(
+        0,
+        "clamp the state's modulus after so many positions; 0: never (256 in the reference)",
+        unit="tokens",
+        at_least=0,
+    )
+    scan: ScanMethod = setting(
+        "auto", "how the recurrence is evaluated: chunked is matrix products (selective only); auto: what is fastest"
+    )
+
+
+@dataclass(frozen=True)
+class PropagatorConfig:
+    """One propagator layer: Kerr phase, then a unitary Cayley step (SPEC section 2, Propagator layer)."""
+
+    solver: Solver = setting("dense", "how the linear system of the Cayley step is solved")
+    matvec: Literal["dense", "sparse"] = setting("dense", "the Hamiltonian as one matrix or as an edge list")
+    cayley_dt: float = setting(0.1, "time step; h = dt/2", at_least=0)
+    cg_max_iter: int = setting(
+        8, "iterations at most (cg, cg_on_cayley)", unit="iterations", at_least=1, at_most=MOST_ITERATIONS
+    )
+    solver_tol: float = setting(
+        1e-7, "relative residual of one token at which cg and chebyshev stop; cg_tol in the seed", above=0
+    )
+    chebyshev_degree: int = setting(
+        64, "degree at most; the degree that solver_tol needs is used (chebyshev)", at_least=1, at_most=MOST_ITERATIONS
+    )
+    nonlinear_alpha: float = setting(0.1, "initial Kerr coefficient")
+    laplacian_sparsity: int = setting(
+        8, "neighbours of a node in the finest of the three graphs", at_least=1, at_most=WIDEST
+    )
+    rewire_probability: float = setting(
+        0.1, "share of long-range edges (Watts and Strogatz, 1998)", at_least=0, at_most=1
+    )
+    num_edges: tuple[int, int, int] = setting(
+        (0, 0, 0), "edges of each graph, set by an import; 0: as laplacian_sparsity says", unit="edges", at_least=0
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the whole model, the order of its layers and its likelihood."""
+
+    vocab_size: int = setting(0, "V; 0: taken from the tokenizer", unit="tokens", at_least=0)
+    hidden_dim: int = setting(128, "D, width of the wave", unit="channels", at_least=1, at_most=WIDEST)
+    num_layers: int = setting(4, "L, layers of each kind", unit="layers", at_least=1, at_most=1024)
+    blocks: str = setting(
+        "mixers,propagators",
+        "kinds of layers of each depth, in their order, by their names in sem_jax.modules.blocks, with commas",
+    )
+    layout: Literal["mixers_first", "interleaved"] = setting(
+        "mixers_first",
+        "order of the layers: mixers_first is all mixers and then all propagators, as in the reference; interleaved is "
+        "mixer, propagator, mixer, ...",
+    )
+    max_seq_length: int = setting(
+        2048, "longest sequence that training may use; the arithmetic has no limit", unit="tokens", at_least=1
+    )
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mixer: MixerConfig = field(default_factory=MixerConfig)
+    propagator: PropagatorConfig = field(default_factory=PropagatorConfig)
+    likelihood: Literal["coherent", "born", "reference"] = setting(
+        "born",
+        "distribution over the vocabulary: the Born rule on coherent states, the Born rule on D dimensions, or the "
+        "reference's unnormalised loss",
+    )
+    born_floor: float = setting(
+        1e-6, "share of the uniform distribution mixed into the Born rule", at_least=0, at_most=1
+    )
+    remat: Remat = setting(
+        "none", "what the backward pass recomputes: nothing, all but real matrix products, or whole layers"
+    )

@@ -1,0 +1,114 @@
+"""The rules between fields: what each alone may be, and both together may not."""
+
+from __future__ import annotations
+
+from sem_jax.config.experiment import Config
+from sem_jax.config.fields import require
+from sem_jax.config.model import ModelConfig
+from sem_jax.config.optimizer import OptimizerConfig, parse_factors
+
+
+def check_rules(config: Config) -> None:
+    """Raises ConfigError at the first rule that two or more fields break; the message names all of them."""
+    _check_model(config.model)
+    _check_optimizer(config.optimizer, config.training.max_steps)
+    _check_data(config)
+    _check_training(config)
+    if config.optimizer.thermostat == "posterior":
+        _check_posterior(config)
+
+
+def _check_model(model: ModelConfig) -> None:
+    mixer, encoder = model.mixer, model.encoder
+    unused = "num_groups" if mixer.kind == "selective" else "num_heads"
+    for name in {"num_groups", "num_heads", "block_size"} - {unused}:
+        parts = getattr(mixer, name)
+        require(
+            model.hidden_dim % parts == 0,
+            f"config.model.mixer.{name} = {parts} must divide config.model.hidden_dim = {model.hidden_dim}",
+        )
+    require(
+        encoder.sdr_sparsity <= encoder.sdr_candidates,
+        f"config.model.encoder.sdr_sparsity = {encoder.sdr_sparsity} must not exceed "
+        f"config.model.encoder.sdr_candidates = {encoder.sdr_candidates}",
+    )
+    require(
+        encoder.transport != "none" or encoder.embedding_skip,
+        "config.model.encoder.transport = none needs config.model.encoder.embedding_skip = True, or no token gets in",
+    )
+
+
+def _check_optimizer(optimizer: OptimizerConfig, max_steps: int) -> None:
+    require(
+        optimizer.schedule != "wsd" or optimizer.warmup_steps + optimizer.decay_steps <= max_steps,
+        f"config.optimizer.warmup_steps + decay_steps = {optimizer.warmup_steps + optimizer.decay_steps} "
+        f"must fit in config.training.max_steps = {max_steps}",
+    )
+    require(
+        optimizer.schedule != "cosine" or optimizer.warmup_steps < max_steps,
+        f"config.optimizer.warmup_steps = {optimizer.warmup_steps} must be below config.training.max_steps = "
+        f"{max_steps}, or no step is left for the cosine",
+    )
+    require(
+        not optimizer.spike_zscore or optimizer.spike_patience < optimizer.guard_max_consecutive,
+        f"config.optimizer.spike_patience = {optimizer.spike_patience} must be below "
+        f"config.optimizer.guard_max_consecutive = {optimizer.guard_max_consecutive}, or spikes alone end the run",
+    )
+    for name in ("lr_factors", "decay_factors"):
+        parse_factors(getattr(optimizer, name), f"config.optimizer.{name}")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    require(
+        data.seq_length <= config.model.max_seq_length,
+        f"config.data.seq_length = {data.seq_length} exceeds "
+        f"config.model.max_seq_length = {config.model.max_seq_length}",
+    )
+    require(
+        data.source == "pystdlib" or bool(data.path),
+        f"config.data.source = {data.source} needs config.data.path, the file, folder, glob or dataset to read",
+    )
+    require(
+        not data.stream or data.packing == "documents",
+        f"config.data.stream = True needs config.data.packing = documents, not {data.packing}: random windows are "
+        "drawn from the whole text, which a stream never holds",
+    )
+
+
+def _check_training(config: Config) -> None:
+    training = config.training
+    require(
+        training.global_batch % training.micro_batch == 0,
+        f"config.training.micro_batch = {training.micro_batch} must divide "
+        f"config.training.global_batch = {training.global_batch}",
+    )
+    require(
+        not (training.ema_decay and training.ema_decay_steps) or training.ema_decay_start <= training.ema_decay,
+        f"config.training.ema_decay_start = {training.ema_decay_start} must not exceed "
+        f"config.training.ema_decay = {training.ema_decay}",
+    )
+    require(
+        not training.distill_weight or training.ema_decay > 0,
+        f"config.training.distill_weight = {training.distill_weight} needs a teacher, the average of the parameters; "
+        "set config.training.ema_decay, to 0.9999 say, or config.training.distill_weight = 0",
+    )
+    require(
+        not training.distill_weight or config.model.likelihood != "born" or config.model.born_floor > 0,
+        "config.training.distill_weight needs config.model.born_floor > 0: the divergence from the teacher is infinite "
+        "where an amplitude vanishes",
+    )
+
+
+def _check_posterior(config: Config) -> None:
+    training = config.training
+    require(
+        config.optimizer.temperature == 0,
+        f"config.optimizer.temperature = {config.optimizer.temperature} and config.optimizer.thermostat = posterior "
+        "both set T; leave the temperature at 0, or set the thermostat to fixed",
+    )
+    require(
+        config.model.likelihood != "reference" and not training.distill_weight and not training.overfit_batches,
+        "config.optimizer.thermostat = posterior needs a loss that is the likelihood of all training data; set "
+        "config.model.likelihood = born, config.training.distill_weight = 0 and config.training.overfit_batches = 0",
+    )

@@ -1,0 +1,26 @@
+"""Sampling: the defaults of generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sem_jax.config.fields import setting
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of generation."""
+
+    prompt: str = setting("\n", "text that a sample starts from")
+    max_tokens: int = setting(200, "length of a sample", unit="tokens", at_least=1)
+    temperature: float = setting(0.8, "divides the logarithms of the probabilities; 0: the likeliest token", at_least=0)
+    top_k: int = setting(50, "draw from the so many likeliest tokens; 0: no limit", unit="tokens", at_least=0)
+    top_p: float = setting(
+        0.95, "draw from the likeliest tokens that hold this share of the probability", above=0, at_most=1
+    )
+    context_length: int = setting(
+        0,
+        "tokens read at most before the next one; 0: data.seq_length, what training has seen",
+        unit="tokens",
+        at_least=0,
+    )
