@@ -136,7 +136,7 @@ class OptimizerConfig:
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    source: Literal["pystdlib", "text", "jsonl", "parquet", "hf"] = "pystdlib"
+    source: str = "pystdlib"  # a name in sem_jax/data/sources.py: pystdlib, text, jsonl, parquet, hf
     path: str = ""  # file, folder or glob; several are separated by commas (text, jsonl, parquet); dataset name (hf)
     hf_config: str = ""  # configuration of the dataset (hf)
     hf_split: str = "train"
@@ -149,6 +149,9 @@ class DataConfig:
     tokenizer: Literal["byte", "char", "bpe", "ids"] = "byte"  # ids: text is numbers, of a converted model
     tokenizer_path: str = ""  # a trained tokenizer; empty: train one on the source and cache it
     bpe_vocab_size: int = 4096
+    tokenizer_sample: int = 20_000  # documents of the training split that a bpe tokenizer is trained on; 0: all
+    stream: bool = False  # read the source while training; needs packing = documents and split = hash
+    shard_tokens: int = 2**22  # tokens of a shard, the unit in which a stream is cached and shuffled
     seq_length: int = 128
     packing: Literal["documents", "windows"] = "documents"  # packed documents, or random windows of one long stream
     reset_at_boundary: bool = True  # conv, SSM, encoder and position start afresh at each document
@@ -249,7 +252,7 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
-def with_posterior_temperature(config: Config, train_tokens: int) -> Config:
+def with_posterior_temperature(config: Config, train_tokens: int | None) -> Config:
     """The configuration in which the thermostat "posterior" has become a fixed T = 1/N; "fixed" stays as it is.
 
     The loss is a mean over tokens, in nats, so exp(−loss / T) with T = 1/N is the likelihood of all N training tokens.
@@ -257,10 +260,11 @@ def with_posterior_temperature(config: Config, train_tokens: int) -> Config:
 
     Args:
       config: the experiment.
-      train_tokens: N.
+      train_tokens: N; None of a stream, with which the validation refuses "posterior".
     """
     if config.optimizer.thermostat == "fixed":
         return config
+    assert train_tokens is not None
     optimizer = dataclasses.replace(config.optimizer, thermostat="fixed", temperature=1 / train_tokens)
     return dataclasses.replace(config, optimizer=optimizer)
 
@@ -341,7 +345,7 @@ _POSITIVE = """
     model.propagator.chebyshev_degree model.propagator.laplacian_sparsity optimizer.learning_rate optimizer.eps
     optimizer.noise_floor optimizer.noise_cap optimizer.guard_min_scale optimizer.guard_regrow_steps
     optimizer.guard_max_consecutive optimizer.spike_window optimizer.spike_patience
-    data.bpe_vocab_size data.seq_length training.max_steps training.global_batch
+    data.bpe_vocab_size data.shard_tokens data.seq_length training.max_steps training.global_batch
     training.micro_batch training.log_every training.eval_every training.eval_batches training.health_every
     training.checkpoint_every training.keep_checkpoints training.distill_temperature sampling.max_tokens
 """.split()
@@ -350,7 +354,7 @@ _NOT_NEGATIVE = """
     model.vocab_size model.encoder.sinkhorn_prior model.mixer.clamp_interval model.propagator.cayley_dt
     optimizer.warmup_steps optimizer.decay_steps optimizer.weight_decay optimizer.clip_norm optimizer.temperature
     optimizer.unitary_lambda optimizer.spike_zscore
-    data.max_documents training.overfit_batches training.seed training.ema_decay_steps
+    data.max_documents data.tokenizer_sample training.overfit_batches training.seed training.ema_decay_steps
     sampling.top_k sampling.temperature sampling.context_length
 """.split()
 
@@ -471,6 +475,8 @@ def _validate_run(config: Config) -> None:
     )
     if optimizer.thermostat == "posterior":
         _validate_posterior(config)
+    if data.stream:
+        _validate_stream(config)
     for name in ("lr_factors", "decay_factors"):
         parse_factors(getattr(optimizer, name), f"config.optimizer.{name}")
     for name in ("b1", "b2", "guard_backoff"):
@@ -490,4 +496,34 @@ def _validate_posterior(config: Config) -> None:
         config.model.likelihood == "born" and not training.distill_weight and not training.overfit_batches,
         "config.optimizer.thermostat = posterior needs a loss that is the likelihood of all training data; set "
         "config.model.likelihood = born, config.training.distill_weight = 0 and config.training.overfit_batches = 0",
+    )
+
+
+def _validate_stream(config: Config) -> None:
+    data = config.data
+    for name, needed in (("packing", "documents"), ("split", "hash")):
+        value = getattr(data, name)
+        _require(
+            value == needed,
+            f"config.data.stream needs config.data.{name} = {needed}, got {value}: where a stream ends is not known",
+        )
+    _require(
+        data.tokenizer != "char",
+        "config.data.stream cannot have config.data.tokenizer = char, which knows no character outside its sample; "
+        "set config.data.tokenizer = bpe or byte",
+    )
+    _require(
+        data.tokenizer_sample > 0,
+        "config.data.tokenizer_sample = 0 reads the whole source before the first step; with config.data.stream, give "
+        "a number of documents",
+    )
+    _require(
+        data.shard_tokens > data.seq_length,
+        f"config.data.shard_tokens = {data.shard_tokens} must exceed config.data.seq_length = {data.seq_length}, "
+        "or a shard holds no sequence",
+    )
+    _require(
+        config.optimizer.thermostat != "posterior",
+        "config.optimizer.thermostat = posterior needs the number of training tokens, which a stream does not know; "
+        "set config.data.stream = False, or config.optimizer.thermostat = fixed and config.optimizer.temperature",
     )
