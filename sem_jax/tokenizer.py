@@ -16,7 +16,7 @@ from sem_jax import config as config_lib
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import DataConfig
 from sem_jax.data.sources import Source, open_source
-from sem_jax.data.splits import split_documents, training_texts
+from sem_jax.data.splits import split_documents, tokenizer_texts
 from sem_jax.data.tokenizers import Tokenizer, train_tokenizer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; without one, the default configuration.")
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = data_config()
     source = open_source(config)
-    tokenizer = train_tokenizer(config.tokenizer, training_texts(source, config), config.bpe_vocab_size)
+    tokenizer = train_tokenizer(config.tokenizer, tokenizer_texts(source, config), config.bpe_vocab_size)
     ratio = validation_bytes_per_token(tokenizer, source, config)
     tokenizer.save(_OUTPUT.value)
     print(f"{config.tokenizer} tokenizer, vocabulary {tokenizer.vocab_size}, {ratio:.3f} bytes per token on validation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sem_jax.config import DataConfig
@@ -12,7 +13,7 @@ from sem_jax.data.cache import TokenStream, cache_folder, open_streams, stream_k
 from sem_jax.data.errors import DataError
 from sem_jax.data.files import fingerprint, locked
 from sem_jax.data.sources import Source, open_source
-from sem_jax.data.splits import training_texts
+from sem_jax.data.splits import tokenizer_texts
 from sem_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def open_dataset(config: DataConfig, seed: int, global_batch: int) -> Dataset:
       DataError: text, tokenizer or cache folder cannot be used; the message says why and what to do.
     """
     source = open_source(config)
-    tokenizer = open_tokenizer(source, config)
+    tokenizer = open_tokenizer(source, tokenizer_texts(source, config), config)
     streams = open_streams(source, config, tokenizer)
     train, validation = streams["train"], streams["validation"]
 
@@ -81,8 +82,13 @@ def _bytes_per_token(stream: TokenStream, tokenizer: Tokenizer) -> float:
     return stream.num_bytes / (len(stream.tokens) - num_boundaries)
 
 
-def open_tokenizer(source: Source, config: DataConfig) -> Tokenizer:
-    """The tokenizer at `tokenizer_path`, or one trained on the training split of `source` and cached.
+def open_tokenizer(source: Source, texts: Iterable[str], config: DataConfig) -> Tokenizer:
+    """The tokenizer at `tokenizer_path`, or a cached one, or one trained and cached.
+
+    Args:
+      source: names the cached one.
+      texts: the sample of `source` to train on, read only for that.
+      config: which kind of tokenizer.
 
     Raises:
       DataError: the file holds another kind of tokenizer than `config.tokenizer`, or cannot be used.
@@ -95,12 +101,12 @@ def open_tokenizer(source: Source, config: DataConfig) -> Tokenizer:
                 f"set config.data.tokenizer = {tokenizer.kind}"
             )
         return tokenizer
-    return ByteTokenizer() if config.tokenizer == "byte" else _cached_tokenizer(source, config)
+    return ByteTokenizer() if config.tokenizer == "byte" else _cached_tokenizer(source, texts, config)
 
 
-def _cached_tokenizer(source: Source, config: DataConfig) -> Tokenizer:
-    vocab_size = config.bpe_vocab_size if config.tokenizer == "bpe" else 0
-    key = fingerprint(source.fingerprint, config.split, config.validation_fraction, config.tokenizer, vocab_size)
+def _cached_tokenizer(source: Source, texts: Iterable[str], config: DataConfig) -> Tokenizer:
+    size = (config.bpe_vocab_size, config.tokenizer_sample) if config.tokenizer == "bpe" else ()
+    key = fingerprint(source.fingerprint, config.split, config.validation_fraction, config.tokenizer, size)
     path = cache_folder(config) / "tokenizers" / f"{key}.json"
     with contextlib.suppress(DataError):  # first without the lock, so that a folder that cannot be written to will do
         return load_tokenizer(path)
@@ -110,6 +116,6 @@ def _cached_tokenizer(source: Source, config: DataConfig) -> Tokenizer:
         except DataError as error:
             if path.exists():
                 _log.warning("%s; it will be trained again", error)
-        tokenizer = train_tokenizer(config.tokenizer, training_texts(source, config), vocab_size)
+        tokenizer = train_tokenizer(config.tokenizer, texts, config.bpe_vocab_size)
         tokenizer.save(path)
         return tokenizer

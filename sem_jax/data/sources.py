@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 from sem_jax.config import DataConfig
@@ -39,6 +39,11 @@ class Source:
 
     read: Callable[[], Iterator[str]]
     fingerprint: str
+
+    @cached_property
+    def num_characters(self) -> int:
+        """Length of all documents together; the first question reads them all."""
+        return sum(len(text) for text in self.read())
 
 
 def open_source(config: DataConfig) -> Source:
