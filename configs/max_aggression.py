@@ -9,7 +9,8 @@ validation and samples use the average; not in `smoke`, whose 3 steps would hard
 
 Variants, as `--config=configs/max_aggression.py:NAME`:
   (none)       the Python standard library; its BPE is trained and cached at first use
-  fineweb_edu  reads the seed's dataset while it trains (`pip install 'sem-jax[hf]'`), documents with a quality score of at least 3
+  fineweb_edu  reads the seed's dataset while it trains (`pip install 'sem-jax[hf]'`): documents with a quality score
+               of at least 3
   smoke        3 real optimizer steps on CPU at full learning rate: the same model on one batch of 2 x 64, repeated
 
 Command:  python -m sem_jax.train --config=configs/max_aggression.py --workdir=runs/max_aggression

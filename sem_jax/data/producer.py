@@ -95,7 +95,8 @@ class Producer:
         except BaseException as reason:  # whatever it is, training must not wait for ever
             what = str(reason) if isinstance(reason, DataError) else f"reading {self._name()} failed: {reason!r}"
             error = DataError(
-                f"the stream broke off: {what}. The shards made so far are kept: the same command goes on from there"
+                f"the stream broke off: {what}. The shards made so far are kept: unless a local file has to change, "
+                "the same command goes on from there"
             )
             error.__cause__ = reason
         with self._changed:
