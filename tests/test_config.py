@@ -132,11 +132,10 @@ MAY_BE_ZERO = SIGNED | {
     "model.vocab_size", "model.encoder.sinkhorn_prior", "model.mixer.clamp_interval",
     "model.propagator.cayley_dt", "model.propagator.rewire_probability", "model.born_floor", "optimizer.warmup_steps",
     "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay",
-    "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "data.max_documents",
-    "data.tokenizer_sample", "training.seed",
-    "training.distill_weight", "training.ema_decay", "training.ema_decay_start", "training.ema_decay_steps",
-    "training.overfit_batches", "sampling.temperature", "sampling.top_k",
-    "sampling.context_length", "optimizer.spike_zscore",
+    "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "optimizer.spike_zscore",
+    "data.max_documents", "data.tokenizer_sample", "training.seed", "training.distill_weight", "training.ema_decay",
+    "training.ema_decay_start", "training.ema_decay_steps", "training.overfit_batches", "sampling.temperature",
+    "sampling.top_k", "sampling.context_length",
 }  # fmt: skip
 
 
@@ -203,8 +202,13 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"optimizer.thermostat": "posterior", "training.overfit_batches": 1}, ["posterior", "overfit_batches = 0"]),
         ({"data.seq_length": 4096}, ["seq_length = 4096", "max_seq_length = 2048"]),
         ({"data.source": "text"}, ["data.source = text", "data.path"]),
-        ({"data.stream": True, "data.packing": "windows"}, ["data.stream = True", "packing = documents, not windows"]),
         ({"data.validation_fraction": 1.0}, ["validation_fraction = 1.0"]),
+        ({"data.stream": True, "data.packing": "windows"}, ["data.stream", "data.packing = documents", "windows"]),
+        ({"data.stream": True, "data.split": "tail"}, ["data.stream", "data.split = hash", "tail"]),
+        ({"data.stream": True, "data.tokenizer": "char"}, ["data.stream", "data.tokenizer = char"]),
+        ({"data.stream": True, "data.tokenizer_sample": 0}, ["data.stream", "data.tokenizer_sample = 0"]),
+        ({"data.stream": True, "data.shard_tokens": 128}, ["data.shard_tokens = 128", "data.seq_length = 128"]),
+        ({"data.stream": True, "optimizer.thermostat": "posterior"}, ["thermostat = posterior", "data.stream"]),
         ({"optimizer.b1": 1.0}, ["b1"]),
         ({"optimizer.b2": 1.0}, ["b2"]),
         ({"optimizer.guard_backoff": 1.0}, ["guard_backoff"]),
@@ -244,6 +248,7 @@ def test_fields_that_exclude_each_other_are_named_together(changes, named):
         {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 1999},  # decay_steps are not read
         {"optimizer.spike_zscore": 8.0, "optimizer.spike_patience": 19},
         {"data.seq_length": 2048},
+        {"data.stream": True, "data.shard_tokens": 129},
         {"training.micro_batch": 8},
         {"model.encoder.transport": "none"},
         {"sampling.top_p": 1.0},

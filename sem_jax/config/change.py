@@ -39,7 +39,7 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
-def with_posterior_temperature(config: Config, train_tokens: int) -> Config:
+def with_posterior_temperature(config: Config, train_tokens: int | None) -> Config:
     """The configuration in which the thermostat "posterior" has become a fixed T = 1/N; "fixed" stays as it is.
 
     The loss is a mean over tokens, in nats, so exp(−loss / T) with T = 1/N is the likelihood of all N training tokens.
@@ -47,9 +47,10 @@ def with_posterior_temperature(config: Config, train_tokens: int) -> Config:
 
     Args:
       config: the experiment.
-      train_tokens: N.
+      train_tokens: N; None of a stream, with which the validation refuses "posterior".
     """
     if config.optimizer.thermostat == "fixed":
         return config
+    assert train_tokens is not None
     optimizer = dataclasses.replace(config.optimizer, thermostat="fixed", temperature=1 / train_tokens)
     return dataclasses.replace(config, optimizer=optimizer)

@@ -12,8 +12,10 @@ from sem_jax.config.fields import setting
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    source: Literal["pystdlib", "text", "jsonl", "parquet", "hf"] = setting(
-        "pystdlib", "the Python standard library, files, or a dataset of the Hugging Face hub (hf)"
+    source: str = setting(
+        "pystdlib",
+        "a name of sem_jax/data/sources.py: the Python standard library (pystdlib), files (text, jsonl, parquet), or a "
+        "dataset of the Hugging Face hub (hf)",
     )
     path: str = setting("", "file, folder or glob, several with commas (text, jsonl, parquet); name of a dataset (hf)")
     hf_config: str = setting("", "configuration of the dataset (hf)")
@@ -31,7 +33,10 @@ class DataConfig:
     )
     tokenizer_path: str = setting("", "a trained tokenizer; empty: train one on the source and cache it")
     tokenizer_sample: int = setting(
-        20_000, "documents that a tokenizer is trained on at most; 0: all", unit="documents", at_least=0
+        20_000,
+        "documents of the training split that a bpe tokenizer is trained on at most; 0: all",
+        unit="documents",
+        at_least=0,
     )
     bpe_vocab_size: int = setting(
         4096, "vocabulary of a BPE that is trained here", unit="tokens", at_least=1, at_most=2**20

@@ -69,11 +69,8 @@ def _check_data(config: Config) -> None:
         data.source == "pystdlib" or bool(data.path),
         f"config.data.source = {data.source} needs config.data.path, the file, folder, glob or dataset to read",
     )
-    require(
-        not data.stream or data.packing == "documents",
-        f"config.data.stream = True needs config.data.packing = documents, not {data.packing}: random windows are "
-        "drawn from the whole text, which a stream never holds",
-    )
+    if data.stream:
+        _check_stream(config)
 
 
 def _check_training(config: Config) -> None:
@@ -111,4 +108,34 @@ def _check_posterior(config: Config) -> None:
         config.model.likelihood != "reference" and not training.distill_weight and not training.overfit_batches,
         "config.optimizer.thermostat = posterior needs a loss that is the likelihood of all training data; set "
         "config.model.likelihood = born, config.training.distill_weight = 0 and config.training.overfit_batches = 0",
+    )
+
+
+def _check_stream(config: Config) -> None:
+    data = config.data
+    for name, needed in (("packing", "documents"), ("split", "hash")):
+        value = getattr(data, name)
+        require(
+            value == needed,
+            f"config.data.stream needs config.data.{name} = {needed}, got {value}: where a stream ends is not known",
+        )
+    require(
+        data.tokenizer != "char",
+        "config.data.stream cannot have config.data.tokenizer = char, which knows no character outside its sample; "
+        "set config.data.tokenizer = bpe or byte",
+    )
+    require(
+        data.tokenizer_sample > 0,
+        "config.data.tokenizer_sample = 0 reads the whole source before the first step; with config.data.stream, give "
+        "a number of documents",
+    )
+    require(
+        data.shard_tokens > data.seq_length,
+        f"config.data.shard_tokens = {data.shard_tokens} must exceed config.data.seq_length = {data.seq_length}, "
+        "or a shard holds no sequence",
+    )
+    require(
+        config.optimizer.thermostat != "posterior",
+        "config.optimizer.thermostat = posterior needs the number of training tokens, which a stream does not know; "
+        "set config.data.stream = False, or config.optimizer.thermostat = fixed and config.optimizer.temperature",
     )

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from sem_jax.config import DataConfig
 from sem_jax.data.errors import DataError
 from sem_jax.data.files import content_digest, fingerprint, locked
-from sem_jax.data.packing import StreamWriter
+from sem_jax.data.packing import StreamWriter, token_dtype
 from sem_jax.data.sources import Source
 from sem_jax.data.splits import SPLITS, Split, split_documents
 from sem_jax.data.tokenizers import Tokenizer
@@ -62,54 +62,68 @@ def stream_key(source: Source, config: DataConfig, tokenizer: Tokenizer) -> str:
 def open_streams(source: Source, config: DataConfig, tokenizer: Tokenizer) -> Mapping[Split, TokenStream]:
     """The packed tokens of both splits, from the cache, or built and cached.
 
-    Several processes may ask at once: one builds, the others wait for it. A damaged cache is built again.
-
     Raises:
       DataError: the text or the cache folder cannot be used.
     """
     folder = cache_folder(config) / "tokens" / stream_key(source, config, tokenizer)
+    return open_packed(folder, SPLITS, split_documents(source, config), tokenizer)
+
+
+def open_packed(
+    folder: Path, splits: Sequence[Split], documents: Iterable[tuple[Split, str]], tokenizer: Tokenizer
+) -> Mapping[Split, TokenStream]:
+    """The packed tokens in a folder; where there are none, of the documents, which are read only then.
+
+    Several processes may ask at once: one builds, the others wait for it. A damaged folder is built again.
+
+    Raises:
+      DataError: the documents or the folder cannot be used.
+    """
     with contextlib.suppress(DataError):  # first without the lock, so that a folder that cannot be written to will do
-        return _load(folder, tokenizer)
+        return _load(folder, splits, tokenizer)
     with locked(folder.with_suffix(".lock")):
         try:
-            return _load(folder, tokenizer)
+            return _load(folder, splits, tokenizer)
         except DataError as error:
             if folder.exists():
                 _log.warning("%s; it will be built again", error)
-        _build(folder, source, config, tokenizer)
-        return _load(folder, tokenizer)
+        _build(folder, splits, documents, tokenizer)
+        return _load(folder, splits, tokenizer)
 
 
-def _load(folder: Path, tokenizer: Tokenizer) -> dict[Split, TokenStream]:
+def _load(folder: Path, splits: Sequence[Split], tokenizer: Tokenizer) -> dict[Split, TokenStream]:
     """The cached streams, if they are exactly what was written."""
     try:
         metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
-        return {split: _open_stream(folder / f"{split}.bin", metadata[split], tokenizer) for split in SPLITS}
+        return {split: _open_stream(folder / f"{split}.bin", metadata[split], tokenizer) for split in splits}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the token cache {folder} is damaged: {error}") from error
 
 
 def _open_stream(path: Path, facts: Mapping[str, Any], tokenizer: Tokenizer) -> TokenStream:
+    return TokenStream(map_tokens(path, facts, tokenizer), facts["bytes"], facts["documents"])
+
+
+def map_tokens(path: Path, facts: Mapping[str, Any], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of a file, mapped from disk, if they have the "checksum" and the number of "tokens" of `facts`.
+
+    Raises:
+      DataError: they have not, or "max_id" is outside the vocabulary.
+    """
     if content_digest(path) != facts["checksum"]:
         raise DataError(f"{path.name} does not match its checksum")
     if facts["max_id"] >= tokenizer.vocab_size:
         raise DataError(f"{path.name} holds id {facts['max_id']}, the vocabulary has {tokenizer.vocab_size}")
-    tokens = np.memmap(path, token_dtype(tokenizer), mode="r", shape=(facts["tokens"],))
-    return TokenStream(tokens, facts["bytes"], facts["documents"])
+    return np.memmap(path, token_dtype(tokenizer), mode="r", shape=(facts["tokens"],))
 
 
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The smallest type that holds every id."""
-    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-
-
-def _build(folder: Path, source: Source, config: DataConfig, tokenizer: Tokenizer) -> None:
+def _build(folder: Path, splits: Sequence[Split], documents: Iterable[tuple[Split, str]], tokenizer: Tokenizer) -> None:
     """Writes beside `folder` and moves it there when complete. The caller holds the lock."""
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         partial.mkdir()
-        metadata = _write_streams(partial, source, config, tokenizer)
+        metadata = _write_streams(partial, splits, documents, tokenizer)
         (partial / "metadata.json").write_text(json.dumps(metadata, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -121,14 +135,15 @@ def _build(folder: Path, source: Source, config: DataConfig, tokenizer: Tokenize
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_streams(folder: Path, source: Source, config: DataConfig, tokenizer: Tokenizer) -> dict[Split, Any]:
-    _log.info("tokenising %s into %s", config.path or config.source, folder)
-    dtype = token_dtype(tokenizer)
-    with (
-        StreamWriter(folder / "train.bin", tokenizer, dtype) as train,
-        StreamWriter(folder / "validation.bin", tokenizer, dtype) as validation,
-    ):
-        writers: dict[Split, StreamWriter] = {"train": train, "validation": validation}
-        for split, text in split_documents(source, config):
+def _write_streams(
+    folder: Path, splits: Sequence[Split], documents: Iterable[tuple[Split, str]], tokenizer: Tokenizer
+) -> dict[Split, Any]:
+    _log.info("tokenising into %s", folder)
+    with contextlib.ExitStack() as stack:
+        writers: dict[Split, StreamWriter] = {}
+        for split in splits:
+            file = stack.enter_context(open(folder / f"{split}.bin", "wb"))
+            writers[split] = stack.enter_context(StreamWriter(file, tokenizer))
+        for split, text in documents:
             writers[split].add(text)
     return {split: writer.facts() for split, writer in writers.items()}

@@ -7,6 +7,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from sem_jax.config import DataConfig
+from sem_jax.data.corpus import Corpus
 from sem_jax.data.errors import DataError
 
 # Tests, installed packages, and what one distribution or another ships apart from the library itself: without them
@@ -17,6 +19,12 @@ _LEFT_OUT |= {"encodings"}  # character tables, a seventh of all bytes: a small 
 # Modules in which a distribution records or patches its own build.
 _MACHINE_SPECIFIC = ("_sysconfigdata", "sitecustomize")
 _TOPICS = Path("pydoc_data/topics.py")
+
+
+def open_pystdlib(config: DataConfig) -> Corpus:
+    """The standard library of the running interpreter; no field of the configuration is read."""
+    del config
+    return Corpus(library_documents, library_files())
 
 
 def library_files() -> list[Path]:

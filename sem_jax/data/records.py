@@ -8,9 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from sem_jax.config import DataConfig
+from sem_jax.data.corpus import Corpus
 from sem_jax.data.errors import DataError
+from sem_jax.data.files import find_files
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, for error messages, and its fields
+
+
+def open_jsonl(config: DataConfig) -> Corpus:
+    """The .jsonl files of `path`."""
+    files = find_files(config.path, ".jsonl")
+    return Corpus(lambda: select_texts(read_jsonl(files), config), files)
+
+
+def open_parquet(config: DataConfig) -> Corpus:
+    """The .parquet files of `path`."""
+    files = find_files(config.path, ".parquet")
+    columns = [name for name in (config.text_field, config.score_field) if name]
+    return Corpus(lambda: select_texts(read_parquet(files, columns), config), files)
+
+
+def open_hf(config: DataConfig) -> Corpus:
+    """The Hugging Face dataset `path`, a local folder or a name on the hub."""
+    files = sorted(path for path in Path(config.path).rglob("*") if path.is_file())
+    name = ([] if files else [config.path]) + [config.hf_config, config.hf_split]
+    return Corpus(lambda: select_texts(read_hf(config), config), files, name)
 
 
 def select_texts(records: Iterable[Record], config: DataConfig) -> Iterator[str]:

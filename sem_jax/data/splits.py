@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 from sem_jax.config import DataConfig
@@ -35,25 +36,29 @@ def split_documents(source: Source, config: DataConfig) -> Iterator[tuple[Split,
         )
 
 
-def training_texts(source: Source, config: DataConfig) -> Iterator[str]:
-    """The documents of the training split."""
-    return (text for split, text in split_documents(source, config) if split == "train")
+def tokenizer_texts(source: Source, config: DataConfig) -> Iterator[str]:
+    """What a tokenizer is trained on: the first `tokenizer_sample` documents of the training split, read no further.
+
+    A char vocabulary has to know every character, so it takes all of them.
+    """
+    texts = (text for split, text in split_documents(source, config) if split == "train")
+    limit = config.tokenizer_sample if config.tokenizer == "bpe" else 0
+    return islice(texts, limit or None)
 
 
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether the hash of the text, a uniform number in [0, 1), falls below `fraction`."""
+def split_by_hash(text: str, fraction: float) -> Split:
+    """The validation split if the hash of the text, a uniform number in [0, 1), falls below `fraction`."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return "validation" if int.from_bytes(digest, "big") < fraction * 2**64 else "train"
 
 
 def _by_hash(source: Source, config: DataConfig) -> Iterator[tuple[Split, str]]:
     for text in source.read():
-        yield ("validation" if is_held_out(text, config.validation_fraction) else "train"), text
+        yield split_by_hash(text, config.validation_fraction), text
 
 
 def _by_position(source: Source, config: DataConfig) -> Iterator[tuple[Split, str]]:
-    total = sum(len(text) for text in source.read())
-    left = int(total * (1 - config.validation_fraction))  # characters of training text still to come
+    left = int(source.num_characters * (1 - config.validation_fraction))  # characters of training text still to come
     for text in source.read():
         cut = _start_of_word(text, left) if config.tokenizer == "ids" else left
         head, tail = text[:cut], text[cut:]

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from corpora import make_texts, text_config, write_texts
+from corpora import Watched, make_texts, text_config, write_texts
 
 from sem_jax.config import DataConfig
 from sem_jax.data import DataError, open_dataset, train_tokenizer
@@ -221,3 +221,31 @@ def test_the_standard_library_is_ready_to_train_on(tmp_path):
     batch = dataset.train.batch(0)
     assert "self" in dataset.tokenizer.decode(np.concatenate([dataset.train.batch(i).tokens.ravel() for i in range(9)]))
     assert batch.tokens.max() < dataset.tokenizer.vocab_size
+
+
+class TestHowOftenASourceIsRead:
+    def fields(self, tmp_path, **changes):
+        return {"source": "watched", "path": "-", "validation_fraction": 0.2, "cache_dir": str(tmp_path)} | changes
+
+    def test_once_and_the_sample_of_a_bpe_before_that(self, tmp_path, monkeypatch):
+        watched = Watched(monkeypatch, TEXTS)
+        fields = self.fields(tmp_path, tokenizer="bpe", bpe_vocab_size=300, tokenizer_sample=10, seq_length=16)
+        open_dataset(DataConfig(**fields), 0, 4)
+        assert watched.passes[1:] == [60]
+        assert 10 <= watched.passes[0] < 20
+        open_dataset(DataConfig(**fields), 0, 4)
+        assert len(watched.passes) == 2
+
+    def test_tail_asks_once_how_long_the_text_is(self, tmp_path, monkeypatch):
+        watched = Watched(monkeypatch, TEXTS)
+        open_dataset(DataConfig(**self.fields(tmp_path, split="tail", tokenizer="char", seq_length=16)), 0, 4)
+        assert watched.passes == [60, 60, 60]  # its length, the characters, the ids
+
+    def test_a_sample_as_large_as_the_corpus_changes_nothing(self, tmp_path, monkeypatch):
+        Watched(monkeypatch, TEXTS)
+        fields = self.fields(tmp_path, tokenizer="bpe", bpe_vocab_size=300)
+        prints = [
+            open_dataset(DataConfig(**fields, tokenizer_sample=sample), 0, 4).tokenizer.fingerprint
+            for sample in (0, 60, 20_000, 10)
+        ]
+        assert prints[0] == prints[1] == prints[2] != prints[3]

@@ -151,6 +151,11 @@ class TestRecords:
             read(source=source, path=str(path))
 
 
+def test_an_unknown_source_is_refused_with_the_known_ones():
+    with pytest.raises(DataError, match=r"config.data.source = 'csv' is not one of pystdlib, text, jsonl, parquet, hf"):
+        read(source="csv", path="a.csv")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -232,3 +237,15 @@ class TestFingerprint:
         a, b = tmp_path / "a.txt", tmp_path / "b.txt"
         names = {self.fingerprint(f"{a},{b}"), self.fingerprint(f"{b},{a}"), self.fingerprint(a)}
         assert len(names | {self.fingerprint(f"{a},{b}", max_documents=1)}) == 4
+
+    @pytest.mark.parametrize("place", [0, -1])
+    def test_a_stream_knows_a_file_by_its_size_and_both_ends(self, tmp_path, place):
+        path = tmp_path / "a.txt"
+        content = bytearray(b"x" * 2**18)
+        path.write_bytes(content)
+        before = self.fingerprint(path, stream=True)
+        path.write_bytes(content + b"x")
+        assert self.fingerprint(path, stream=True) != before
+        content[place] = 32
+        path.write_bytes(content)
+        assert self.fingerprint(path, stream=True) != before
