@@ -1,4 +1,4 @@
-"""The Born readout: amplitudes over the vocabulary."""
+"""The readout: from a wave to a distribution over the vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from sem_jax.modules.linear import complex_weight
 
 
 class Readout(nnx.Module):
-    """P(v) ∝ e^{β_v}|W_v·ψ|² (SPEC section 2, Readout, and section 3, rows 6 and 11)."""
+    """From ψ to a distribution over the vocabulary, under the likelihood that the configuration names.
+
+    "coherent": P(v) ∝ e^{Re(W_v·ψ) + β_v} (SPEC section 9). "born": P(v) ∝ e^{β_v}|W_v·ψ|² (SPEC section 2, Readout,
+    and section 3, rows 6 and 11). "reference": the original's logits and loss.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.likelihood = config.likelihood
@@ -38,12 +42,16 @@ class Readout(nnx.Module):
         return born.reference_logits(psi, self.weight[...], self.bias[...])
 
     def costs(self, tokens: int) -> dict[str, Cost]:
-        """Arithmetic and traffic of the loss: over the vocabulary only for the Gram matrix, or for every token."""
+        """Arithmetic and traffic of the loss: over the vocabulary for every token, or only for the Gram matrix."""
         vocab, dim = self.weight.shape
         wave, weights = COMPLEX * tokens * dim, COMPLEX * vocab * dim
         if self.likelihood == "reference":
             flops = COMPLEX_MULTIPLY_ADD * tokens * dim * vocab
             return {"readout/logits": product(flops, wave + weights, FLOAT * tokens * vocab)}
+        if self.likelihood == "coherent":
+            logits = MULTIPLY_ADD * tokens * 2 * dim * vocab
+            # Backwards the logits once more, and the cotangents of both factors.
+            return {"readout/logits": Cost(logits, 3 * logits, wave + weights, FLOAT * tokens)}
         # A Hermitian sum of outer products takes two of four real products: G, and backwards Σ z̄·conj(ψ)ψᵀ. The
         # cotangent of W takes three, and that of ψ reuses Gψ.
         square = MULTIPLY_ADD * dim * dim
