@@ -9,7 +9,8 @@ validation and samples use the average; not in `smoke`, whose 3 steps would hard
 
 Variants, as `--config=configs/max_aggression.py:NAME`:
   (none)       the Python standard library; its BPE is trained and cached at first use
-  fineweb_edu  streams the seed's dataset (`pip install 'sem-jax[hf]'`), documents with a quality score of at least 3
+  fineweb_edu  reads the seed's dataset while it trains (`pip install 'sem-jax[hf]'`): documents with a quality score
+               of at least 3
   smoke        3 real optimizer steps on CPU at full learning rate: the same model on one batch of 2 x 64, repeated
 
 Command:  python -m sem_jax.train --config=configs/max_aggression.py --workdir=runs/max_aggression
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.update(top_k=50, top_p=0.95)
     if variant == "fineweb_edu":
         config.data.update(source="hf", path="HuggingFaceFW/fineweb-edu", hf_config="sample-10BT")
-        config.data.update(score_field="score", min_score=3.0, max_documents=1_000_000)
+        config.data.update(score_field="score", min_score=3.0, max_documents=1_000_000, stream=True)
     elif variant == "smoke":
         config.name = "max_aggression:smoke"
         config.data.seq_length = 64

@@ -9,12 +9,15 @@ its own and keeps it in the cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from absl import app, flags
 from ml_collections import config_flags
 
 from sem_jax import config as config_lib
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import DataConfig
+from sem_jax.data.head import Head
 from sem_jax.data.sources import Source, open_source
 from sem_jax.data.splits import split_documents, tokenizer_texts
 from sem_jax.data.tokenizers import Tokenizer, train_tokenizer
@@ -42,15 +45,23 @@ def data_config() -> DataConfig:
     return config_lib.build(config).data
 
 
-def validation_bytes_per_token(tokenizer: Tokenizer, source: Source, config: DataConfig) -> float:
-    """How far the tokenizer compresses text that it was not trained on."""
+def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """How far the tokenizer compresses texts."""
     num_tokens = num_bytes = 0
-    for split, text in split_documents(source, config):
-        if split == "validation":
-            ids = tokenizer.encode(text)
-            num_tokens += len(ids)
-            num_bytes += int(tokenizer.token_bytes[ids].sum())
+    for text in texts:
+        ids = tokenizer.encode(text)
+        num_tokens += len(ids)
+        num_bytes += int(tokenizer.token_bytes[ids].sum())
     return num_bytes / num_tokens
+
+
+def texts_of(source: Source, config: DataConfig) -> tuple[Iterator[str], Iterator[str]]:
+    """What to train on, and held-out text to judge by: of a stream, both are from its head."""
+    if config.stream:
+        head = Head(source, config)
+        return head.texts("train"), head.texts("validation")
+    held_out = (text for split, text in split_documents(source, config) if split == "validation")
+    return tokenizer_texts(source, config), held_out
 
 
 @reporting_errors
@@ -58,9 +69,9 @@ def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
     config = data_config()
-    source = open_source(config)
-    tokenizer = train_tokenizer(config.tokenizer, tokenizer_texts(source, config), config.bpe_vocab_size)
-    ratio = validation_bytes_per_token(tokenizer, source, config)
+    texts, held_out = texts_of(open_source(config), config)
+    tokenizer = train_tokenizer(config.tokenizer, texts, config.bpe_vocab_size)
+    ratio = bytes_per_token(tokenizer, held_out)
     tokenizer.save(_OUTPUT.value)
     print(f"{config.tokenizer} tokenizer, vocabulary {tokenizer.vocab_size}, {ratio:.3f} bytes per token on validation")
     print(f"use it with --config.data.tokenizer={config.tokenizer} --config.data.tokenizer_path={_OUTPUT.value}")

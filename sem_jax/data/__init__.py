@@ -1,6 +1,6 @@
 """Text to batches: sources, tokenizers, the token cache, and batches that are functions of (seed, step)."""
 
-from sem_jax.data.batches import Batch, Batches
+from sem_jax.data.batches import Batch
 from sem_jax.data.dataset import Dataset, open_dataset
 from sem_jax.data.errors import DataError
 from sem_jax.data.prefetch import Prefetch
@@ -8,7 +8,6 @@ from sem_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
     "Batch",
-    "Batches",
     "DataError",
     "Dataset",
     "Prefetch",

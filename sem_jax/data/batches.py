@@ -29,15 +29,15 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
-class Batches(Protocol):
-    """One split as batches."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in which every token can be a target once."""
+class TrainingBatches(Protocol):
+    """A split to train on."""
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, counted from 0; equal arguments give equal bits."""
+
+
+class EvaluationBatches(Protocol):
+    """A split to judge by."""
 
     def evaluation_batches(self, count: int) -> Iterator[Batch]:
         """At most `count` batches, the same at every call."""

@@ -68,8 +68,15 @@ def open_source(config: DataConfig) -> Source:
 def _read_some(read: Callable[[], Iterator[str]], config: DataConfig) -> Iterator[str]:
     """At least one document, at most `max_documents`."""
     count = 0
-    for count, text in enumerate(islice(read(), config.max_documents or None), 1):  # noqa: B007 (used after the loop)
-        yield text
+    try:
+        for text in islice(read(), config.max_documents or None):
+            count += 1
+            yield text
+    except OSError as error:
+        raise DataError(
+            f"cannot read config.data.source = {config.source}, config.data.path = {config.path!r} after {count} "
+            f"documents: {error}; check the files or the connection, and start the same command again"
+        ) from error
     if not count:
         cure = f"lower config.data.min_score = {config.min_score}" if config.score_field else "give files with text"
         raise DataError(f"config.data.path = {config.path!r} holds no document; {cure}")

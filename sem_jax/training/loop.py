@@ -71,6 +71,7 @@ def train(
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(dataset.train.batch, numbers))
+        stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
         step = start
         for step, batch in enumerate(batches, start=start + 1):
@@ -92,9 +93,10 @@ def train(
 
 
 def _describe(config: Config, dataset: Dataset, num_parameters: int) -> str:
+    train_tokens = "streamed" if dataset.train_tokens is None else f"{dataset.train_tokens:,}"
     return (
         f"{config.name}: {num_parameters:,} parameters, vocabulary {dataset.tokenizer.vocab_size} "
-        f"({dataset.tokenizer.kind}); {dataset.train_tokens:,} training and {dataset.validation_tokens:,} validation "
+        f"({dataset.tokenizer.kind}); {train_tokens} training and {dataset.validation_tokens:,} validation "
         f"tokens from {config.data.source}; {config.training.global_batch} x {config.data.seq_length} tokens a step"
     )
 

@@ -5,13 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from corpora import make_texts, text_config, write_texts
+from corpora import Watched, make_texts, text_config, write_texts
 
 from sem_jax.config import DataConfig
 from sem_jax.data import DataError, open_dataset, train_tokenizer
 from sem_jax.data.cache import cache_folder, open_streams
-from sem_jax.data.corpus import Corpus
-from sem_jax.data.sources import SOURCES, open_source
+from sem_jax.data.sources import open_source
 from sem_jax.data.splits import split_documents
 from sem_jax.data.tokenizers import ByteTokenizer, CharTokenizer
 
@@ -224,41 +223,26 @@ def test_the_standard_library_is_ready_to_train_on(tmp_path):
     assert batch.tokens.max() < dataset.tokenizer.vocab_size
 
 
-class Counted:
-    """The source "counted": a text a document, and how many documents each pass over it has read."""
-
-    def __init__(self, monkeypatch, texts):
-        self.texts, self.passes = texts, []
-        monkeypatch.setitem(SOURCES, "counted", lambda config: Corpus(self.read, name=["counted"]))
-
-    def read(self):
-        self.passes.append(0)
-        number = len(self.passes) - 1
-        for text in self.texts:
-            self.passes[number] += 1
-            yield text
-
-
 class TestHowOftenASourceIsRead:
     def fields(self, tmp_path, **changes):
-        return {"source": "counted", "path": "-", "validation_fraction": 0.2, "cache_dir": str(tmp_path)} | changes
+        return {"source": "watched", "path": "-", "validation_fraction": 0.2, "cache_dir": str(tmp_path)} | changes
 
     def test_once_and_the_sample_of_a_bpe_before_that(self, tmp_path, monkeypatch):
-        counted = Counted(monkeypatch, TEXTS)
+        watched = Watched(monkeypatch, TEXTS)
         fields = self.fields(tmp_path, tokenizer="bpe", bpe_vocab_size=300, tokenizer_sample=10, seq_length=16)
         open_dataset(DataConfig(**fields), 0, 4)
-        assert counted.passes[1:] == [60]
-        assert 10 <= counted.passes[0] < 20
+        assert watched.passes[1:] == [60]
+        assert 10 <= watched.passes[0] < 20
         open_dataset(DataConfig(**fields), 0, 4)
-        assert len(counted.passes) == 2
+        assert len(watched.passes) == 2
 
     def test_tail_asks_once_how_long_the_text_is(self, tmp_path, monkeypatch):
-        counted = Counted(monkeypatch, TEXTS)
+        watched = Watched(monkeypatch, TEXTS)
         open_dataset(DataConfig(**self.fields(tmp_path, split="tail", tokenizer="char", seq_length=16)), 0, 4)
-        assert counted.passes == [60, 60, 60]  # its length, the characters, the ids
+        assert watched.passes == [60, 60, 60]  # its length, the characters, the ids
 
     def test_a_sample_as_large_as_the_corpus_changes_nothing(self, tmp_path, monkeypatch):
-        Counted(monkeypatch, TEXTS)
+        Watched(monkeypatch, TEXTS)
         fields = self.fields(tmp_path, tokenizer="bpe", bpe_vocab_size=300)
         prints = [
             open_dataset(DataConfig(**fields, tokenizer_sample=sample), 0, 4).tokenizer.fingerprint
