@@ -57,7 +57,7 @@ def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
 
     abstract = abstract_model(config)
     params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), abstract.params)
-    fresh = stack_layers([Propagator(config, seed=layer) for layer in range(config.num_layers)])
+    fresh = stack_layers([Propagator(config, nnx.Rngs(0), layer) for layer in range(config.num_layers)])
     propagators = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])
     encoder = {"frequency": jnp.asarray(rotation_frequency(config.hidden_dim), params["final_gamma"].dtype)}
     if "potential" in abstract.buffers["encoder"]:
