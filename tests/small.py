@@ -102,10 +102,9 @@ def shared_programs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         fresh = functools.cache(state.init_state)
 
-        def init_state(config: Config) -> tuple[Any, state.TrainState]:
-            parts, start = fresh(config)
+        def init_state(config: Config) -> state.TrainState:
             # Placed like a restored state: a jitted function compiles again for arrays that are not bound to a device.
-            return parts, jax.device_put(copied(start), jax.devices()[0])
+            return jax.device_put(copied(fresh(config)), jax.devices()[0])
 
         patch.setattr(loop, "init_state", init_state)
         patch.setattr(loop, "make_train_step", functools.cache(quick_train_step))
@@ -146,9 +145,9 @@ def quickly(train_step: Any) -> Any:
     return jax.jit(train_step, donate_argnums=0, compiler_options=quick_options())
 
 
-def quick_train_step(graphdef: Any, config: Config) -> step.TrainStep:
+def quick_train_step(config: Config) -> step.TrainStep:
     """`make_train_step`, compiled quickly."""
-    return quickly(step.make_train_step(graphdef, config))
+    return quickly(step.make_train_step(config))
 
 
 def example_in(page: Path) -> Any:

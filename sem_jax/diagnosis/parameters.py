@@ -76,8 +76,11 @@ def noise_and_update(config: Config, state: TrainState, gradients: Params) -> tu
 
 
 def component_of(model: SEM, keys: list[str], layer: int) -> str:
-    """The component that a parameter belongs to, from the keys of its path, as the modules' `PARTS` tell."""
+    """The component that a parameter belongs to, from the keys of its path, as the modules' `PARTS` tell.
+
+    A parameter that a block's `PARTS` do not name stands for itself.
+    """
     groups = model.parts
     group, attribute = (keys[0], keys[1]) if keys[0] in groups else ("head", keys[0])
-    part = next(part for part, attributes in groups[group].items() if attribute in attributes)
+    part = next((part for part, attributes in groups[group].items() if attribute in attributes), attribute)
     return f"{group}.{layer}.{part}" if group in model.blocks else f"{group}.{part}"

@@ -204,8 +204,8 @@ def _transport(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
     if found["column_entropy"] < COLUMN_ENTROPY_LIMIT:
         text = (
             f"encoder.plan: the columns in use hold {found['column_entropy']:.2f} bits, below "
-            f"{COLUMN_ENTROPY_LIMIT:g}: all tokens share them; set config.model.encoder.transport = population, or "
-            "raise config.model.encoder.sinkhorn_epsilon"
+            f"{COLUMN_ENTROPY_LIMIT:g}: all tokens share them; set config.model.encoder.transport = causal_sinkhorn, "
+            "or raise config.model.encoder.sinkhorn_epsilon"
         )
         transport = "model.encoder.transport"
         yield Finding("encoder.plan", "column entropy", found["column_entropy"], COLUMN_ENTROPY_LIMIT, transport, text)

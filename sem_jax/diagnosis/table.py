@@ -11,6 +11,8 @@ _COMPONENTS = (
     "component", "finite", "rms in", "rms", "max", "kurt", "tail", "ΔH bits", "coher", "|g| rms", "g growth", "|g θ|",
     "noise/upd",
 )  # fmt: skip
+_MIXERS = ("mixer", "gate mean", "saturated", "max |a|", "max |h|", "stream gain", "g growth")
+_PROPAGATORS = ("propagator", "hλ", "κ", "residual", "iterations", "CG needs", "1-|U|", "g growth")
 _LEGEND = (
     "finite: yes, or the first bad [sequence, position, channel]. rms, max |z|, excess kurtosis, tail index and phase\n"
     "coherence of the output; those of the input stand in the row above, of a residual in that of the layer before.\n"
@@ -28,29 +30,24 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
         "",
         _LEGEND,
         "",
-        *_table(
-            ("mixer", "gate mean", "saturated", "max |a|", "max |h|", "stream gain", "g growth"),
-            [
-                (str(i), *map(_number, (m.gate_mean, m.gate_saturated, m.decay, m.state, m.gain, m.gradient_growth)))
-                for i, m in enumerate(diagnosis.mixers)
-            ],
-        ),
-        "",
-        *_table(
-            ("propagator", "hλ", "κ", "residual", "iterations", "CG needs", "1-|U|", "g growth"),
-            [
-                (
-                    str(i),
-                    *map(_number, (p.h_lambda, p.condition, p.residual)),
-                    str(p.iterations),
-                    f"<= {p.iterations_bound}",
-                    *map(_number, (p.norm_drift, p.gradient_growth)),
-                )
-                for i, p in enumerate(diagnosis.propagators)
-            ],
-        ),
-        "",
     ]
+    mixers = [
+        (str(i), *map(_number, (m.gate_mean, m.gate_saturated, m.decay, m.state, m.gain, m.gradient_growth)))
+        for i, m in enumerate(diagnosis.mixers)
+    ]
+    propagators = [
+        (
+            str(i),
+            *map(_number, (p.h_lambda, p.condition, p.residual)),
+            str(p.iterations),
+            f"<= {p.iterations_bound}",
+            *map(_number, (p.norm_drift, p.gradient_growth)),
+        )
+        for i, p in enumerate(diagnosis.propagators)
+    ]
+    for header, rows in ((_MIXERS, mixers), (_PROPAGATORS, propagators)):
+        if rows:  # a model may have layers of other kinds
+            lines += [*_table(header, rows), ""]
     if diagnosis.transport is not None:
         found = diagnosis.transport
         lines += [

@@ -141,7 +141,6 @@ def model_entries(num_layers: int) -> list[Entry]:
 
 POSITIONAL_PHASE = "encoder.positional_phase"  # [S, D] = position times frequency, ours is the frequency
 FREQUENCY: Path = ("encoder", "frequency")
-POTENTIAL: Path = ("encoder", "potential")  # of the "population" transport, which the original does not have
 
 
 def is_of_edges(path: Path) -> bool:

@@ -41,6 +41,8 @@ _FIELDS = {
 }
 # The original's arithmetic (SPEC section 3).
 _SEMANTICS = {
+    "model.blocks": "mixers,propagators",
+    "model.layout": "mixers_first",
     "model.likelihood": "reference",
     "model.encoder.transport": "sequence_sinkhorn",
     "model.encoder.embedding_skip": False,
@@ -101,7 +103,7 @@ def export_state_dict(tree: SEM | ModelParts | Mapping[str, Any]) -> dict[str, n
         export_state_dict(jax.tree.map(jnp.conj, jax.grad(loss)(parts.params)))
 
     Weights of the default semantics have the same names, although the original would compute something else with
-    them. What a model lacks (a transport plan) is left out, and so is the potential of the "population" transport.
+    them. What a model lacks (a transport plan) is left out.
 
     Args:
       tree: a model, whole or taken apart, or a mapping like `ModelParts.params` alone, which may be incomplete. A
@@ -119,7 +121,7 @@ def export_state_dict(tree: SEM | ModelParts | Mapping[str, Any]) -> dict[str, n
     if len(layers) > 1:
         raise InteropError(f"the leaves of the tree have {sorted(layers)} layers; give leaves of one model")
     entries = names.model_entries(max(layers, default=0))
-    known = {entry.path for entry in entries} | {names.FREQUENCY, names.POTENTIAL}
+    known = {entry.path for entry in entries} | {names.FREQUENCY}
     if unknown := flat.keys() - known:
         listed = ", ".join(sorted("/".join(map(str, path)) for path in unknown))
         raise InteropError(f"no model has a leaf {listed}; give a model, ModelParts or a tree like ModelParts.params")

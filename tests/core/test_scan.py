@@ -13,16 +13,9 @@ from sem_jax.core import scan
 from sem_jax.core.scan import METHODS, clamped_recurrence, linear_recurrence
 
 SEEDS = st.integers(0, 2**31 - 1)
-CHUNK = 4
-# Lengths below, at, above and between multiples of the chunk.
-CASES = [*((length, np.complex128) for length in (0, 1, 4, 5, 8, 9)), (9, np.float64)]
+CASES = [*((length, np.complex128) for length in (0, 1, 8, 9)), (9, np.float64)]
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(scan, "CHUNK", CHUNK)
 
 
 def problem(length, dtype, seed=0):
@@ -69,7 +62,6 @@ TOLERANCE = 2e-14
 
 @pytest.mark.parametrize(("length", "dtype"), CASES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("small_chunks")
 def test_every_form_is_the_loop(method, length, dtype):
     arguments, weights = problem(length, dtype), problem(length, dtype, seed=1)[1:]
     _, (h, h_last) = evaluate(method)(arguments, weights)
@@ -79,15 +71,8 @@ def test_every_form_is_the_loop(method, length, dtype):
     np.testing.assert_allclose(h_last, expected_last, atol=TOLERANCE)
 
 
-def test_chunks_of_the_real_size_join_up():
-    a, b, h0 = problem(2 * scan.CHUNK + 3, np.complex128)
-    run = jax.jit(lambda a, b, h0: linear_recurrence(a, b, h0, "chunked")[0])
-    np.testing.assert_allclose(run(a, b, h0), loop(a, b, h0)[0], atol=1e-13)
-
-
 @pytest.mark.parametrize(("length", "dtype"), CASES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("small_chunks")
 def test_the_gradient_predicts_small_changes_of_the_loop(method, length, dtype):
     arguments, weights = problem(length, dtype), problem(length, dtype, seed=1)[1:]
     gradients, _ = evaluate(method)(arguments, weights)
@@ -104,7 +89,6 @@ def test_the_gradient_predicts_small_changes_of_the_loop(method, length, dtype):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("small_chunks")
 def test_the_gradient_is_the_sum_over_paths(method):
     """∂h_s/∂b_t = a_{t+1}···a_s, written out: no recurrence on this side."""
     length = 9
@@ -121,7 +105,6 @@ def test_the_gradient_is_the_sum_over_paths(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("small_chunks")
 def test_a_carry_joins_two_halves(method):
     a, b, h0 = problem(9, np.complex128)
     weights = problem(9, np.complex128, seed=1)[1:]

@@ -1,4 +1,4 @@
-"""Gradient and noise of each component's parameters, on a tree of a few leaves."""
+"""Gradient and noise of each component's parameters, on a small model."""
 
 import functools
 
@@ -9,42 +9,50 @@ import pytest
 from small import config
 
 from sem_jax.diagnosis.parameters import WHOLE, component_of, noise_and_update, parameter_stats
-from sem_jax.optim import make_optimizer
-from sem_jax.training.state import TrainState
+from sem_jax.modules.model import abstract_model
+from sem_jax.training.state import init_state, optimizer_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONFIG = config(model__vocab_size=5, model__num_layers=2)
 
 
-def fresh(cfg):
-    """(state of a tree with layers and complex leaves, a gradient)."""
+@functools.cache
+def fresh():
+    """(state of a model, a gradient)."""
     rng = np.random.default_rng(0)
-    weight = rng.normal(size=(2, 4, 4)) + 1j * rng.normal(size=(2, 4, 4))
-    params = {
-        "mixers": {"out_proj": jnp.asarray(weight, jnp.complex64), "norm_gamma": jnp.ones((2, 4))},
-        "readout": {"bias": jnp.zeros(5)},
-    }
-    gradients = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), params)
-    optimizer = make_optimizer(cfg.optimizer, cfg.training.max_steps, cfg.training.seed)
-    return TrainState(jnp.int32(0), params, {}, optimizer.init(params), None), gradients
+
+    def draw(leaf):
+        x = rng.normal(size=leaf.shape) + (1j * rng.normal(size=leaf.shape) if jnp.iscomplexobj(leaf) else 0)
+        return jnp.asarray(x, leaf.dtype)
+
+    state = init_state(CONFIG)
+    return state, jax.tree.map(draw, state.params)
 
 
 def test_noise_and_update_add_up_to_the_optimizers_own_step():
-    cfg = config(optimizer__temperature=10.0, optimizer__noise_cap=50.0)
-    state, gradients = fresh(cfg)
+    cfg = config(model__vocab_size=5, model__num_layers=2, optimizer__temperature=10.0, optimizer__noise_cap=50.0)
+    state, gradients = fresh()
     noise, update = jax.jit(noise_and_update, static_argnums=0)(cfg, state, gradients)
-    optimizer = make_optimizer(cfg.optimizer, cfg.training.max_steps, cfg.training.seed)
     step = jnp.int32(cfg.optimizer.warmup_steps)
-    own, _ = jax.jit(optimizer.update)(gradients, state.opt_state, state.params, loss=jnp.float32(1), step=step)
+    own, _ = jax.jit(optimizer_of(cfg, state.model).update)(
+        gradients, state.opt_state, state.params, loss=jnp.float32(1), step=step
+    )
     # Noise is a difference of steps of up to some 200η = 2, which are rounded.
     near = functools.partial(np.testing.assert_allclose, rtol=0, atol=4 * np.finfo(np.float32).eps)
     jax.tree.map(lambda a, b, c: near(a + b, c), noise, update, own)
 
 
 def test_parameters_are_counted_once_and_by_layer():
-    cfg = config()
-    state, gradients = fresh(cfg)
-    params = state.params | {"readout": {"bias": jnp.zeros(5).at[2].set(jnp.inf)}}
-    stats = parameter_stats(cfg, state._replace(params=params), gradients)
+    state, gradients = fresh()
+    readout = state.params["readout"]
+    params = state.params | {"readout": readout | {"bias": readout["bias"].at[2].set(jnp.inf)}}
+    stats = parameter_stats(CONFIG, state.replace(params=params), gradients)
+    mixer = ("norm", "spinor_gate", "conv", "amplitude_gate", "ssm", "out_proj", "residual")
     assert set(stats) == {
-        "mixers.0.out_proj", "mixers.1.out_proj", "mixers.0.norm", "mixers.1.norm", "head.readout", WHOLE,
+        "encoder.embedding", "encoder.plan", "encoder.wave", "head.final_norm", "head.readout", WHOLE,
+        *(f"mixers.{layer}.{part}" for layer in range(2) for part in mixer),
+        *(f"propagators.{layer}.{part}" for layer in range(2) for part in ("kerr", "cayley")),
     }  # fmt: skip
     norm = np.linalg.norm(np.asarray(gradients["mixers"]["out_proj"])[1])
     assert stats["mixers.1.out_proj"].gradient_norm == pytest.approx(norm, rel=1e-6)
@@ -64,4 +72,4 @@ def test_parameters_are_counted_once_and_by_layer():
     ],
 )
 def test_a_parameter_belongs_to_the_part_that_uses_it(keys, name):
-    assert component_of(keys, 1) == name
+    assert component_of(abstract_model(CONFIG.model).merge(), keys, 1) == name

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small import copied, quick_options, text_config
 
 from sem_jax.config import PropagatorConfig
@@ -17,7 +18,10 @@ from sem_jax.diagnosis import run as module
 from sem_jax.diagnosis.run import diagnose, diagnose_run
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.table import format_diagnosis
-from sem_jax.diagnosis.walk import make_measurement
+from sem_jax.diagnosis.walk import measure
+from sem_jax.modules.block import Block
+from sem_jax.modules.blocks import BLOCKS
+from sem_jax.modules.probe import unobserved
 from sem_jax.training.health import Finding, propagator_findings
 from sem_jax.training.state import init_state
 from sem_jax.training.workdir import create_workdir
@@ -25,32 +29,28 @@ from sem_jax.training.workdir import create_workdir
 
 @pytest.fixture(scope="module", autouse=True)
 def programs(quick_compilation):
-    def compiled(*args):
-        return jax.jit(make_measurement(*args), compiler_options=quick_options())
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_compiled_measurement", functools.cache(compiled))
+        patch.setattr(module, "_measure", jax.jit(measure, static_argnums=2, compiler_options=quick_options()))
         yield
 
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
-    """(configuration, parts, state, batch, dataset) of a fresh model."""
+    """(configuration, state, batch, dataset) of a fresh model."""
     config = text_config(tmp_path_factory.mktemp("text"), model__num_layers=2, model__vocab_size=0)
     dataset = open_dataset(config.data, 0, config.training.global_batch)
     model = dataclasses.replace(config.model, vocab_size=dataset.tokenizer.vocab_size)
     config = dataclasses.replace(config, model=model)
-    parts, state = init_state(config)
-    return config, parts, state, dataset.train.batch(0), dataset
+    return config, init_state(config), dataset.train.batch(0), dataset
 
 
 def suspects(healthy, change=lambda params: None, **optimizer):
     """The suspects of a model whose parameters `change` has spoiled."""
-    config, parts, state, batch, _ = healthy
+    config, state, batch, _ = healthy
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer))
     params = copied(state.params)
     change(params)
-    return diagnose(config, parts.graphdef, state._replace(params=params), batch).suspects
+    return diagnose(config, state.replace(params=params), batch).suspects
 
 
 def setting(*keys, value):
@@ -174,13 +174,13 @@ def test_an_overflow_is_blamed_on_the_part_that_grew_and_not_on_the_one_that_squ
 
 @pytest.mark.parametrize("where", ["buffers", "ema", "opt_state"])
 def test_what_is_not_finite_outside_the_parameters_is_named(healthy, where):
-    config, parts, state, batch, _ = healthy
-    state = state._replace(ema=copied(state.params))
+    config, state, batch, _ = healthy
+    state = state.replace(ema=copied(state.params))
     leaves, structure = jax.tree.flatten(getattr(state, where))
     index = next(i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size > 1)
     leaves[index] = leaves[index].at[(0,) * leaves[index].ndim].set(jnp.nan)
-    state = state._replace(**{where: jax.tree.unflatten(structure, leaves)})
-    first = diagnose(config, parts.graphdef, state, batch).suspects[0]
+    state = state.replace(**{where: jax.tree.unflatten(structure, leaves)})
+    first = diagnose(config, state, batch).suspects[0]
     assert first.component.startswith(where)
     assert first.severity == math.inf
     assert "go back to an earlier checkpoint" in first.message
@@ -204,8 +204,8 @@ def test_noise_above_the_update(healthy):
 
 
 def test_every_component_reads_what_came_before(healthy):
-    config, parts, state, batch, _ = healthy
-    components = {c.name: c for c in diagnose(config, parts.graphdef, state, batch).components}
+    config, state, batch, _ = healthy
+    components = {c.name: c for c in diagnose(config, state, batch).components}
     sources = {name: c.source for name, c in components.items()}
     assert list(components)[:5] == ["encoder.embedding", "encoder.plan", "encoder.sdr", "encoder.wave", "mixers.0.norm"]
     assert sources["mixers.0.residual"] == "encoder.wave"
@@ -219,9 +219,61 @@ def test_every_component_reads_what_came_before(healthy):
     assert [name for name, c in components.items() if c.parameter_gradient_norm == 0] == ["encoder.sdr"]
 
 
+def diagnosis_of(healthy, **changes):
+    """(configuration, diagnosis) of a fresh model of another form on the same batch."""
+    config, _, batch, _ = healthy
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    return config, diagnose(config, init_state(config), batch)
+
+
+def test_interleaved_layers_are_told_in_the_order_of_the_pass(healthy):
+    _, found = diagnosis_of(healthy, layout="interleaved")
+    components = {c.name: c for c in found.components}
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in components))
+    assert modules == ["encoder", "mixers.0", "propagators.0", "mixers.1", "propagators.1", "head"]
+    sources = {name: c.source for name, c in components.items()}
+    assert sources["propagators.0.kerr"] == "mixers.0.residual"
+    assert sources["mixers.1.norm"] == sources["mixers.1.residual"] == "propagators.0.cayley"
+    assert sources["head.final_norm"] == "propagators.1.cayley"
+    for name in ("propagators.0.kerr", "propagators.1.cayley"):  # a wrong source would have another power
+        assert components[name].gain == pytest.approx(1, rel=1e-5)
+    assert (len(found.mixers), len(found.propagators)) == (2, 2)
+    assert found.suspects == []
+
+
+def test_a_model_without_propagators_is_diagnosed(healthy):
+    config, found = diagnosis_of(healthy, blocks="mixers")
+    components = {c.name: c for c in found.components}
+    assert components["head.final_norm"].source == "mixers.1.residual"
+    assert (len(found.mixers), found.propagators, found.suspects) == (2, [], [])
+    assert "residual  iterations" not in format_diagnosis(found)
+    state = init_state(config)
+    params = copied(state.params)
+    setting("mixers", "ssm", "decay", value=lambda leaf: leaf.at[1, 1, 2].set(jnp.nan))(params)
+    assert diagnose(config, state.replace(params=params), healthy[2]).suspects[0].component == "mixers.1.ssm"
+
+
+class Plain(Block):
+    """Names no part of itself, for it does not have to."""
+
+    def __init__(self, config, rngs, layer):
+        del rngs, layer
+        self.gain = nnx.Param(jnp.ones(config.hidden_dim), decay=False)
+
+    def __call__(self, x, state, context, probe=unobserved, prepared=None):
+        return self.gain[...] * x, state, ()
+
+
+def test_a_block_that_shows_nothing_takes_part_without_being_told(healthy, monkeypatch):
+    monkeypatch.setitem(BLOCKS, "plain", Plain)
+    _, found = diagnosis_of(healthy, blocks="plain")
+    assert {c.name.split(".")[0] for c in found.components} == {"encoder", "head"}
+    assert (found.mixers, found.propagators, found.suspects) == ([], [], [])
+
+
 def test_a_gradient_that_breaks_on_the_way_back_is_blamed_where_it_breaks(healthy):
-    config, parts, state, batch, _ = healthy
-    found = diagnose(config, parts.graphdef, state, batch)
+    config, state, batch, _ = healthy
+    found = diagnose(config, state, batch)
     names = [c.name for c in found.components]
     broken = names.index("mixers.1.amplitude_gate")
     components = [dataclasses.replace(c, gradient_bad=int(i < broken)) for i, c in enumerate(found.components)]
@@ -248,10 +300,10 @@ def test_a_starved_solver_is_given_iterations_and_a_hopeless_one_a_shorter_step(
 
 
 def test_a_workdir_is_diagnosed_on_the_batch_that_comes_next(healthy, tmp_path):
-    config, parts, state, batch, dataset = healthy
+    config, state, batch, dataset = healthy
     create_workdir(tmp_path / "run", config, dataset.tokenizer, state)
     found = diagnose_run(tmp_path / "run")
-    expected = diagnose(config, parts.graphdef, state, batch)
+    expected = diagnose(config, state, batch)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert (found.step, found.tokens) == (0, batch.weights.size)
     record = json.loads(json.dumps(found.to_json(), allow_nan=False))
@@ -264,8 +316,8 @@ def test_a_workdir_is_diagnosed_on_the_batch_that_comes_next(healthy, tmp_path):
 
 def test_a_wave_is_described_as_it_is(healthy):
     """The wave of the first token of each document is the real vector that the encoder made of it."""
-    config, parts, state, batch, _ = healthy
-    found = {c.name: c for c in diagnose(config, parts.graphdef, state, batch).components}
+    config, state, batch, _ = healthy
+    found = {c.name: c for c in diagnose(config, state, batch).components}
     rows = np.asarray(state.params["encoder"]["embedding"])[batch.tokens[:, :-1]]
     output = found["encoder.embedding"].output
     assert output["rms"] == pytest.approx(np.sqrt(np.mean(rows**2)), rel=1e-5)

@@ -12,10 +12,9 @@ from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.graph import DenseHamiltonian
 from sem_jax.data import Batch
 from sem_jax.diagnosis.record import cg_iterations, largest_eigenvalue
-from sem_jax.diagnosis.walk import empty_slots, make_measurement, walk
-from sem_jax.modules.model import ModelParts
+from sem_jax.diagnosis.walk import RecordingObserver, empty_slots, measure
+from sem_jax.modules.model import init_model
 from sem_jax.training.loss import batch_loss
-from sem_jax.training.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -30,6 +29,8 @@ FORMS = {
         "model__propagator__matvec": "sparse",
         "model__remat": "layers",
     },
+    "interleaved": {"model__layout": "interleaved", "model__encoder__transport": "causal_sinkhorn"},
+    "mixers": {"model__blocks": "mixers", "model__encoder__transport": "none"},
 }
 
 
@@ -50,27 +51,28 @@ def measured(form):
     """(batch, measurement, walk's final wave, ((loss, wave), gradient) of the model itself)."""
     with jax.enable_x64(True):
         cfg = small(**FORMS[form])
-        parts, _ = init_state(cfg)
+        parts = init_model(cfg.model, 0)
         batch = batch_of(cfg)
 
         def loss(params):
             tokens, resets, weights = map(jnp.asarray, batch)
-            model = ModelParts(parts.graphdef, params, parts.buffers).merge()
+            model = parts.replace(params=params).merge()
             args = tokens[:, :-1], tokens[:, 1:], resets[:, :-1], weights, cfg.optimizer.unitary_lambda
             sums, _, _ = batch_loss(model, *args)
             return sums.loss / sums.weight, model(tokens[:, :-1], resets=resets[:, :-1])[0]
 
-        def both(params, buffers):
-            measure = make_measurement(parts.graphdef, cfg.model, cfg.optimizer.unitary_lambda)
-            model = ModelParts(parts.graphdef, params, buffers).merge()
+        def both(parts):
+            model = parts.merge()
             tokens, resets, _ = map(jnp.asarray, batch)
-            psi, _ = walk(model, tokens[:, :-1], resets[:, :-1], empty_slots(cfg.model))
-            return measure(params, buffers, batch), psi, jax.value_and_grad(loss, has_aux=True)(params)
+            observer = RecordingObserver(empty_slots(model))
+            psi, *_ = model(tokens[:, :-1], resets=resets[:, :-1], observer=observer)
+            found = measure(parts, batch, cfg.optimizer.unitary_lambda)
+            return found, psi, jax.value_and_grad(loss, has_aux=True)(parts.params)
 
-        return batch, *jax.device_get(jax.jit(both, compiler_options=quick_options())(parts.params, parts.buffers))
+        return batch, *jax.device_get(jax.jit(both, compiler_options=quick_options())(parts))
 
 
-@pytest.mark.parametrize("form", ["default", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", [pytest.param(f, marks=pytest.mark.slow) if f == "reference" else f for f in FORMS])
 def test_wave_loss_and_gradients_are_the_models_own(x64, form):
     _, found, walked, ((loss, psi), gradients) = measured(form)
     assert found.loss == pytest.approx(loss, rel=1e-12)

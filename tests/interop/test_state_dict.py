@@ -13,6 +13,7 @@ from state_dicts import BLOCK, EDGES, FREQUENCY, OVERRIDES, D, G, K, L, M, N, P,
 
 from sem_jax.config import ConfigError
 from sem_jax.interop import InteropError, differences, export_state_dict, import_state_dict
+from sem_jax.modules.block import Context
 from sem_jax.modules.model import init_model, scan_layers, split_model
 
 STATE = make_state_dict()
@@ -219,7 +220,7 @@ def test_other_rotation_frequencies_are_kept_and_used():
     tokens, position = np.zeros((1, 2), np.int32), np.array([[0, 1]], np.int32)
 
     def encode(model, position):
-        return model.encoder(tokens, position, model.initial_state(1).encoder)[0][0, -1]
+        return model.encoder(tokens, model.initial_state(1).encoder, Context(position))[0][0, -1]
 
     # One position at twice the frequency turns as far as two positions.
     ours, theirs = encode(model, position), encode(imported()[1], 2 * position)
@@ -242,7 +243,11 @@ def laplacian(state, layer):
 
 def test_every_edge_has_its_own_weight_and_scale_also_in_padded_layers():
     _, model = imported()
-    _, matrices = scan_layers(model.propagators, 0.0, None, lambda layer, x, _: (x, layer.hamiltonian().matrix), False)
+
+    def at_one_depth(blocks, x, _):
+        return x, blocks["propagators"].hamiltonian().matrix
+
+    _, matrices = scan_layers({"propagators": model.propagators}, 0.0, None, at_one_depth, "none")
     for layer in range(L):
         # Sums of at most 28·3 terms of size 1: a few roundings of 6e-8 of the largest entry, near 20.
         np.testing.assert_allclose(matrices[layer], laplacian(STATE, layer), atol=1e-5)
@@ -323,3 +328,9 @@ def test_default_models_are_exported_with_the_names_that_they_have(transport, ab
         "config.model.encoder.embedding_skip = True",
         "config.model.mixer.clamp_interval = 0",
     ]
+
+
+def test_blocks_and_layout_of_another_model_are_told_as_differences():
+    config = small_config(model__vocab_size=V, model__layout="interleaved", model__blocks="mixers")
+    assert differences(config)[:2] == ["config.model.blocks = mixers", "config.model.layout = interleaved"]
+    assert not any(name.startswith("propagator") for name in export_state_dict(init_model(config.model, 0)))

@@ -15,7 +15,7 @@ from sem_jax.modules.encoder import rotation_frequency
 from sem_jax.modules.model import ModelParts, ModelState, abstract_model, stack_layers
 from sem_jax.modules.propagator import Propagator
 
-CAUSAL_TRANSPORTS = ("none", "row_softmax", "population", "causal_sinkhorn")
+CAUSAL_TRANSPORTS = ("none", "row_softmax", "causal_sinkhorn")
 
 
 def quick_jit(function, **options):
@@ -48,7 +48,7 @@ def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfi
 
 
 def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
-    """A model with normally distributed parameters and potential, and the graphs of a fresh one."""
+    """A model with normally distributed parameters, and the graphs of a fresh one."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf) -> np.ndarray:
@@ -57,12 +57,12 @@ def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
 
     abstract = abstract_model(config)
     params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), abstract.params)
-    fresh = stack_layers([Propagator(config, nnx.Rngs(0), layer) for layer in range(config.num_layers)])
-    propagators = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])
-    encoder = {"frequency": jnp.asarray(rotation_frequency(config.hidden_dim), params["final_gamma"].dtype)}
-    if "potential" in abstract.buffers["encoder"]:
-        encoder["potential"] = jnp.asarray(draw(abstract.buffers["encoder"]["potential"]))
-    return abstract.replace(params=params, buffers={"encoder": encoder, "propagators": propagators})
+    frequency = jnp.asarray(rotation_frequency(config.hidden_dim), params["final_gamma"].dtype)
+    buffers = {"encoder": {"frequency": frequency}}
+    if "propagators" in abstract.buffers:
+        fresh = stack_layers([Propagator(config, nnx.Rngs(0), layer) for layer in range(config.num_layers)])
+        buffers["propagators"] = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])
+    return abstract.replace(params=params, buffers=buffers)
 
 
 def start_of(parts: ModelParts, batch_size: int) -> ModelState:

@@ -30,7 +30,8 @@ from flax import nnx
 from sem_jax.config import MixerConfig, OptimizerConfig
 from sem_jax.core.complex_ops import abs_sq, rms_norm
 from sem_jax.interop import export_state_dict, import_state_dict, names
-from sem_jax.modules.mixer import MixerState, SelectiveSSM
+from sem_jax.modules.block import Context
+from sem_jax.modules.mixer import FixedSSM, MixerState
 from sem_jax.modules.model import ModelParts, document_positions, split_model
 from sem_jax.optim import langevin_adamw
 from sem_jax.training.loss import reference_loss
@@ -103,20 +104,20 @@ def intermediate_values(parts: ModelParts, tokens, token_freqs, num_layers: int)
     """Everything that was recorded on the way, one module after the other."""
     model = parts.merge()
     state = model.initial_state(tokens.shape[0])
-    position = document_positions(state.position, tokens.shape[1], None)
-    x, _, _ = model.encoder(tokens, position, state.encoder, token_freqs)
+    context = Context(document_positions(state.position, tokens.shape[1], None))
+    x, _ = model.encoder(tokens, state.encoder, context, token_freqs)
     values = {"encoder": x}
     first = layer(model.mixers, 0)
-    values["mamba0.norm"] = rms_norm(x, first.norm_gamma[...])
+    values["mamba0.norm"] = first.norm(x)
     values["mamba0.spinor_gate"] = first.spinor_gate(values["mamba0.norm"])
     for i in range(num_layers):
-        past = MixerState(state.mixers.taps[i], state.mixers.ssm[i])
-        x, _ = layer(model.mixers, i)(x, past, position)
+        past = MixerState(*(memory[i] for memory in state.blocks["mixers"]))
+        x, _, _ = layer(model.mixers, i)(x, past, context)
         values[f"mamba{i}"] = x
     for i in range(num_layers):
         propagator = layer(model.propagators, i)
         values[f"hamiltonian{i}.dense"] = propagator.hamiltonian().matrix
-        x, _ = propagator(x)
+        x, _, _ = propagator(x, (), context)
         values[f"propagator{i}"] = x
     values["final_norm"] = rms_norm(x, model.final_gamma[...])
     values["logits"], values["amp_sq"] = model.readout.reference_logits(values["final_norm"])
@@ -238,7 +239,7 @@ def clamped_state_space():
     groups, states = recorded["param/log_A_mag"].shape
     batch, length, _, width = recorded["in/x"].shape
     config = MixerConfig(num_groups=groups, state_dim=states, clamp_interval=256)
-    graphdef = nnx.split(SelectiveSSM(groups * width, config, nnx.Rngs(0)))[0]
+    graphdef = nnx.split(FixedSSM(groups * width, config, nnx.Rngs(0)))[0]
     params = ssm_tree(golden.group(recorded, "param"))
     x = widened(recorded["in/x"])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sem_jax.config import MixerConfig
 from sem_jax.modules.linear import Linear
-from sem_jax.modules.mixer import CausalConv, SelectiveSSM, SpinorGate
+from sem_jax.modules.mixer import CausalConv, FixedSSM, SpinorGate
 
 SEEDS = st.integers(0, 2**31 - 1)
 BATCH, LENGTH, DIM = 2, 6, 4
@@ -118,7 +118,7 @@ def test_the_convolution_is_its_sum_over_taps_of_the_same_document(seed):
 
 def ssm_with(**options):
     config = MixerConfig(num_groups=2, state_dim=3, **options)
-    return lambda rngs: SelectiveSSM(DIM, config, rngs)
+    return lambda rngs: FixedSSM(DIM, config, rngs)
 
 
 SSM = {"dt": ssm_with(input_scale="dt"), "unit_variance": ssm_with(input_scale="unit_variance")}
@@ -178,7 +178,7 @@ def test_an_overflowing_step_size_leaves_the_gradient_finite():
 def test_the_ring_starts_with_time_constants_spread_over_its_range():
     slowest = 64.0
     config = MixerConfig(num_groups=2, state_dim=8, ssm_init="ring", ring_max_timescale=slowest)
-    ssm = SelectiveSSM(DIM, config, nnx.Rngs(0))
+    ssm = FixedSSM(DIM, config, nnx.Rngs(0))
     timescale = 1 / np.log1p(np.exp(np.asarray(ssm.decay[...])))
     # One time constant in each of the eight equal intervals of log time.
     np.testing.assert_array_equal(np.floor(8 * np.log(timescale) / np.log(slowest)), np.tile(np.arange(8), (2, 1)))
@@ -186,6 +186,6 @@ def test_the_ring_starts_with_time_constants_spread_over_its_range():
 
 
 def test_the_fast_start_forgets_within_a_few_tokens():
-    ssm = SelectiveSSM(DIM, MixerConfig(num_groups=2, state_dim=8), nnx.Rngs(0))
+    ssm = FixedSSM(DIM, MixerConfig(num_groups=2, state_dim=8), nnx.Rngs(0))
     modulus = np.exp(-np.log1p(np.exp(np.asarray(ssm.decay[...]))))
     assert 0.25 < modulus.mean() < 0.4  # at δ = 1

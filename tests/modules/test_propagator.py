@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from sem_jax.config import ModelConfig, PropagatorConfig
+from sem_jax.modules.block import Context
 from sem_jax.modules.model import scan_layers, stack_layers
 from sem_jax.modules.propagator import Propagator
 
@@ -25,14 +26,29 @@ def waves(dim, seed=0):
     return (rng.normal(size=(2, 5, dim)) + 1j * rng.normal(size=(2, 5, dim))).astype(np.complex64)
 
 
+CONTEXT = Context(np.zeros((2, 5), np.int32))  # no propagator looks at it
+
+
+def layer_of(config, layer=0):
+    return Propagator(config, nnx.Rngs(0), layer)
+
+
 @functools.cache
-def apply(config, seed=0):
-    return jax.jit(Propagator(config, seed).__call__)
+def apply(config):
+    """The compiled function ψ -> (ψ after the layer, statistics)."""
+    propagator = layer_of(config)
+
+    @jax.jit
+    def run(psi):
+        x, _, stats = propagator(psi, (), CONTEXT)
+        return x, stats
+
+    return run
 
 
 def test_the_kerr_phase_turns_strong_channels_further_and_leaves_moduli():
     psi = waves(16)
-    propagator = Propagator(config_of(), seed=0)
+    propagator = layer_of(config_of())
     propagator.alpha[...] = np.linspace(-1, 1, 16, dtype=np.float32)
     out = np.asarray(jax.jit(propagator.kerr)(psi))
     power = np.abs(psi.astype(np.complex128)) ** 2
@@ -43,13 +59,17 @@ def test_the_kerr_phase_turns_strong_channels_further_and_leaves_moduli():
 @pytest.mark.parametrize("solver", ["cg", "dense", "chebyshev"])
 def test_sixteen_layers_keep_the_norm(solver):
     config = config_of(32, solver=solver)
-    stacked = stack_layers([Propagator(config, seed=layer) for layer in range(16)])
+    stacked = stack_layers([layer_of(config, layer) for layer in range(16)])
     graphdef, variables = nnx.split(stacked)
     psi = waves(32)
 
+    def at_one_depth(blocks, x, _):
+        x, _, stats = blocks["propagators"](x, (), CONTEXT)
+        return x, stats
+
     @jax.jit
     def run(variables, psi):
-        return scan_layers(nnx.merge(graphdef, variables), psi, None, lambda layer, x, _: layer(x), False)
+        return scan_layers({"propagators": nnx.merge(graphdef, variables)}, psi, None, at_one_depth, "none")
 
     x, stats = run(variables, psi)
     ratio = np.linalg.norm(x, axis=-1) / np.linalg.norm(psi, axis=-1)
@@ -69,7 +89,7 @@ def test_edge_list_and_matrix_propagate_alike():
 
 def turned_and_matrix(config, psi):
     """ψ after its Kerr phase, and H, in double precision."""
-    propagator = Propagator(config, seed=0)
+    propagator = layer_of(config)
     turned, hamiltonian = jax.jit(lambda psi: (propagator.kerr(psi), propagator.hamiltonian()))(psi)
     return np.asarray(turned, np.complex128), np.asarray(hamiltonian.matrix, float)
 
@@ -96,7 +116,7 @@ def test_a_zero_wave_reports_no_drift():
 
 
 def test_every_layer_and_every_scale_has_a_graph_of_its_own():
-    first, second = (Propagator(config_of(32), seed=seed) for seed in (0, 1))
+    first, second = (layer_of(config_of(32), layer) for layer in (0, 1))
     graphs = [np.asarray(edges[...]) for edges in (*first.edges, *second.edges)]
     # Sparsity 4, 8 and 16 of 32 nodes.
     assert [edges.shape[1] for edges in graphs] == [64, 128, 256] * 2
@@ -105,7 +125,7 @@ def test_every_layer_and_every_scale_has_a_graph_of_its_own():
 
 
 def test_a_configured_number_of_edges_replaces_the_sparsity():
-    propagator = Propagator(config_of(16, num_edges=(21, 0, 130)), seed=0)
+    propagator = layer_of(config_of(16, num_edges=(21, 0, 130)))
     assert [edges[...].shape[1] for edges in propagator.edges] == [21, 64, 130]
     # A complete graph of 16 nodes has 120 edges; the other ten join node 0 to itself.
     np.testing.assert_array_equal(np.sum(propagator.edges[2][0] == propagator.edges[2][1]), 10)

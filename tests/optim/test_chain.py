@@ -28,10 +28,9 @@ def train(optimizer, params, grads, jit=True, **extra):
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_real_trees_give_the_bits_of_adamw(jit, clip_norm):
     config = OptimizerConfig(**STEADY, learning_rate=1e-2, clip_norm=clip_norm)
-    ours = make_optimizer(config, max_steps=100, seed=0)
-    adamw = optax.adamw(
-        config.learning_rate, config.b1, config.b2, config.eps, weight_decay=0.1, mask={"w": True, "b": False}
-    )
+    mask = {"w": True, "b": False}
+    ours = make_optimizer(config, max_steps=100, seed=0, decays=mask)
+    adamw = optax.adamw(config.learning_rate, config.b1, config.b2, config.eps, weight_decay=0.1, mask=mask)
     theirs = optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), adamw)
     rng = np.random.default_rng(0)
     params, *grads = [
@@ -57,7 +56,8 @@ def test_twenty_steps_follow_the_specification():
 
     start, grads = tree(), [tree() for _ in range(20)]
     with jax.enable_x64(True):
-        optimizer = langevin_adamw(config, lambda step: jnp.asarray(rates)[step], seed=0)
+        decays = {"mixers": {"z": False}, "w": True}
+        optimizer = langevin_adamw(config, lambda step: jnp.asarray(rates)[step], seed=0, decays=decays)
         found = train(optimizer, jax.tree.map(jnp.asarray, start), grads, lr_scale=1.0)
 
     clips = [min(1.0, 2.0 / np.sqrt(sum(np.sum(np.abs(x) ** 2) for x in jax.tree.leaves(g)))) for g in grads]
@@ -112,14 +112,14 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
 
 
 def test_the_learning_rate_follows_the_callers_step():
-    config = OptimizerConfig(warmup_steps=10, decay_steps=20, lr_min_ratio=0.1)
+    config = OptimizerConfig(warmup_steps=10, decay_steps=20, lr_min_ratio=0.1, weight_decay=0.0)
     optimizer = make_optimizer(config, max_steps=100, seed=0)
     update = jax.jit(optimizer.update)
     params = {"b": jnp.ones(3)}
     state = optimizer.init(params)
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (50, 1.0), (90, 0.55), (100, 0.1)):
         updates, _ = update(params, state, params, loss=1.0, step=step)
-        # Adam's first update is the learning rate, and vectors do not decay. 1 − b2 is good to 1e-7 / 1e-3 in float32.
+        # Adam's first update is the learning rate. 1 − b2 is good to 1e-7 / 1e-3 in float32.
         np.testing.assert_allclose(updates["b"], -share * config.learning_rate, rtol=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_it_minimises_over_complex_and_real_leaves():
     def loss(params):
         return jnp.mean(jnp.abs(A @ (params["z"] * params["gain"] - target)) ** 2)
 
-    config = OptimizerConfig(learning_rate=3e-2, warmup_steps=10, decay_steps=500, lr_min_ratio=0.0)
+    config = OptimizerConfig(learning_rate=3e-2, warmup_steps=10, decay_steps=500, lr_min_ratio=0.0, weight_decay=0.0)
     optimizer = make_optimizer(config, max_steps=600, seed=0)
     params = {"z": jnp.zeros(3, jnp.complex64), "gain": jnp.ones(3)}
 

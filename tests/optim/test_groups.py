@@ -11,11 +11,9 @@ from small import adamw_step, complex_normal
 from sem_jax.config import ConfigError, OptimizerConfig
 from sem_jax.optim import (
     add_weight_decay,
-    decay_all,
     group_rates,
     langevin_adamw,
     make_optimizer,
-    matrices_only,
     parameter_factors,
     scale_by_group,
 )
@@ -34,6 +32,12 @@ def draw_tree(rng):
 
 
 TREE = draw_tree(np.random.default_rng(0))
+MATRICES = {
+    "mixers": {"gain": False, "out": True},
+    "propagators": {"edges": [False, False]},
+    "readout": {"weight": True, "bias": False},
+    "readout2": {"weight": True},
+}
 SINGLE = jax.tree.map(lambda x: x.astype(np.complex64 if np.iscomplexobj(x) else np.float32), TREE)
 
 
@@ -58,7 +62,7 @@ def test_the_longest_path_of_whole_keys_decides():
     ],
 )
 def test_a_path_to_nothing_is_refused_with_what_comes_close(path, close):
-    for init in (scale_by_group({path: 1.0}).init, add_weight_decay(0.1, decay_all, {path: 1.0}).init):
+    for init in (scale_by_group({path: 1.0}).init, add_weight_decay(0.1, None, {path: 1.0}).init):
         with pytest.raises(ValueError, match=f"'{path}'.*{close}"):
             init(TREE)
     for field in ("lr_factors", "decay_factors"):
@@ -70,10 +74,10 @@ def test_a_path_to_nothing_is_refused_with_what_comes_close(path, close):
 def test_a_factor_on_what_never_decays_is_refused():
     for factors, path in (({"readout/bias": 2.0}, "readout/bias"), ({"propagators": 0.5}, "propagators")):
         with pytest.raises(ValueError, match=f"nothing in '{path}' decays"):
-            add_weight_decay(0.1, matrices_only, factors).init(TREE)
-        add_weight_decay(0.1, decay_all, factors).init(TREE)
+            add_weight_decay(0.1, MATRICES, factors).init(TREE)
+        add_weight_decay(0.1, None, factors).init(TREE)
     for factors in ({"readout": 2.0}, {"propagators": 0.0}):
-        add_weight_decay(0.1, matrices_only, factors).init(TREE)
+        add_weight_decay(0.1, MATRICES, factors).init(TREE)
 
 
 def test_without_factors_nothing_is_computed():
@@ -83,7 +87,7 @@ def test_without_factors_nothing_is_computed():
     assert all(leaf is rate for leaf in jax.tree.leaves(group_rates({}, rate, TREE)))
 
 
-@pytest.mark.parametrize("decays", [matrices_only, decay_all])
+@pytest.mark.parametrize("decays", [MATRICES, None], ids=["matrices", "all"])
 def test_decay_without_factors_gives_the_bits_of_optax(decays):
     params = jax.tree.map(jnp.asarray, TREE)
     ours, theirs = add_weight_decay(0.3, decays, {}), optax.add_decayed_weights(0.3, decays)
@@ -121,7 +125,7 @@ def test_every_group_follows_the_specification_with_its_own_rate_and_decay():
     grads = [draw_tree(rng) for _ in range(6)]
     rates = rng.uniform(1e-3, 1e-2, size=6)
     with jax.enable_x64(True):
-        optimizer = langevin_adamw(config, lambda step: jnp.asarray(rates)[step], seed=0)
+        optimizer = langevin_adamw(config, lambda step: jnp.asarray(rates)[step], seed=0, decays=MATRICES)
         update, params = jax.jit(optimizer.update), jax.tree.map(jnp.asarray, TREE)
         state = optimizer.init(params)
         for step, g in enumerate(grads):

@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from sem_jax.config import ModelConfig, OptimizerConfig
+from sem_jax.config import EncoderConfig, ModelConfig, OptimizerConfig
 from sem_jax.modules.model import abstract_model
-from sem_jax.optim import decay_all, langevin_adamw, matrices_only
+from sem_jax.optim import add_weight_decay, langevin_adamw
 
 
 @pytest.fixture
@@ -42,17 +42,30 @@ MATRICES = {
 }
 
 
-def test_neither_the_layer_axis_nor_a_table_of_scalars_makes_a_matrix(params):
-    assert matrices_only(params) == MATRICES
+# Arrays of two dimensions that multiply no vector: a bias of (re, im) pairs, and the SSM's decay and phase of each
+# state in each group, whose zero is a particular time constant rather than the absence of one.
+NO_MATRICES = {"bias", "decay", "phase"}
 
 
-def test_a_tree_without_keys_has_no_layer_axis():
-    assert matrices_only(jnp.ones((2, 2))) is True
-    assert matrices_only(jnp.ones(2)) is False
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"blocks": "mixers"}, {"layout": "interleaved"}, {"encoder": EncoderConfig(transport="none")}],
+    ids=["default", "mixers", "interleaved", "no plan"],
+)
+def test_of_a_model_exactly_the_matrices_decay(changes):
+    """What the modules say of their parameters: two or more dimensions in a layer, and none of the names above."""
+    parts = abstract_model(ModelConfig(vocab_size=7, **changes))
+    decays = jax.tree_util.tree_leaves_with_path(parts.decays())
+    leaves = jax.tree_util.tree_leaves_with_path(parts.params)
+    assert [path for path, _ in decays] == [path for path, _ in leaves]
+    for (path, decay), (_, leaf) in zip(decays, leaves, strict=True):
+        group, name = (jax.tree_util.keystr(part, simple=True) for part in (path[:1], path[-1:]))
+        is_stacked = group in ("mixers", "propagators")
+        assert decay == (leaf.ndim - is_stacked >= 2 and name not in NO_MATRICES), jax.tree_util.keystr(path)
 
 
-def test_of_a_model_exactly_the_maps_decay():
-    decays = matrices_only(abstract_model(ModelConfig(vocab_size=7)).params)
+def test_of_the_default_model_these_decay():
+    decays = abstract_model(ModelConfig(vocab_size=7)).decays()
     marked = {
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, decay in jax.tree_util.tree_leaves_with_path(decays)
@@ -65,13 +78,19 @@ def test_of_a_model_exactly_the_maps_decay():
     }  # fmt: skip
 
 
+def test_without_a_tree_of_marks_all_decay():
+    params = {"gain": jnp.ones(3), "scalar": jnp.ones(())}
+    transform = add_weight_decay(0.5, None, {})
+    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
+    jax.tree.map(lambda u: np.testing.assert_array_equal(u, 0.5), updates)
+
+
 @pytest.mark.parametrize("everything", [False, True])
 def test_exactly_the_marked_leaves_shrink(params, everything):
     config = OptimizerConfig(weight_decay=0.1, decay_all=everything)
-    optimizer = langevin_adamw(config, optax.constant_schedule(0.5), seed=0)
+    optimizer = langevin_adamw(config, optax.constant_schedule(0.5), seed=0, decays=MATRICES)
     grads = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params, step=0)
     shrunk = optax.apply_updates(params, updates)
-    decays = decay_all(params) if everything else MATRICES
-    expected = jax.tree.map(lambda p, d: np.full_like(p, 0.95 if d else 1.0), params, decays)
+    expected = jax.tree.map(lambda p, d: np.full_like(p, 0.95 if d or everything else 1.0), params, MATRICES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), shrunk, expected)

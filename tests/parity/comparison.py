@@ -16,7 +16,6 @@ import torch
 from small import quick_options
 
 from sem_jax.interop import export_state_dict
-from sem_jax.modules.model import ModelParts
 
 from .components import Component
 from .pair import (
@@ -83,8 +82,7 @@ class Case:
         """Value and gradients by sem_jax, complex ones as ∂/∂Re + i ∂/∂Im."""
         parts = jax_parts(self.config, self.seed, dtype)
         inputs, cotangent = jax.tree.map(jnp.asarray, cast((self.inputs, self.cotangent), dtype))
-        run = _compiled(self.component.ours, parts.graphdef)
-        values, (grads, wave) = run(parts.params, parts.buffers, inputs, cotangent)
+        values, (grads, wave) = _compiled(self.component.ours)(parts, inputs, cotangent)
         grads, wave = jax.tree.map(jnp.conj, (grads, wave))
         return {name: np.asarray(y) for name, y in (values | {WAVE: wave}).items()} | export_state_dict(grads)
 
@@ -101,13 +99,13 @@ def shaken(arrays: Arrays, unit: float, rng: np.random.Generator) -> Arrays:
 
 
 @functools.cache
-def _compiled(ours: Callable, graphdef: Any) -> Callable:
-    def run(params, buffers, inputs, cotangent):
+def _compiled(ours: Callable) -> Callable:
+    def run(parts, inputs, cotangent):
         def project(params, wave):
-            values = named_values(ours(ModelParts(graphdef, params, buffers).merge(), wave, inputs))
+            values = named_values(ours(parts.replace(params=params).merge(), wave, inputs))
             return projection(values[VALUE], cotangent), values
 
-        grads, values = jax.grad(project, argnums=(0, 1), has_aux=True)(params, inputs.wave)
+        grads, values = jax.grad(project, argnums=(0, 1), has_aux=True)(parts.params, inputs.wave)
         return values, grads
 
     return jax.jit(run, compiler_options=quick_options())

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sem_jax.core.complex_ops import abs_sq, one_minus_exp_neg, rms_norm
+from sem_jax.core.complex_ops import rms_norm
+from sem_jax.modules.block import Context
 from sem_jax.modules.mixer import MixerState
 from sem_jax.training.loss import batch_loss, born_loss, reference_loss
 
@@ -42,14 +43,13 @@ def _layer(stacked):
 
 
 def past_of(model, inputs: Inputs) -> MixerState:
-    mixers = model.initial_state(inputs.tokens.shape[0]).mixers
-    return MixerState(mixers.taps[0], mixers.ssm[0])
+    return MixerState(*(memory[0] for memory in model.initial_state(inputs.tokens.shape[0]).blocks["mixers"]))
 
 
 def encoder(transport: str, **changes: Any) -> Component:
     def ours(model, wave, inputs):
         state = model.initial_state(inputs.tokens.shape[0]).encoder
-        return model.encoder(inputs.tokens, inputs.position, state)[0]
+        return model.encoder(inputs.tokens, state, Context(inputs.position))[0]
 
     def theirs(model, wave, inputs):
         return model.encoder(inputs.tokens, inputs.position)
@@ -60,7 +60,7 @@ def encoder(transport: str, **changes: Any) -> Component:
 
 def encoder_with_frequencies(model, wave, inputs):
     state = model.initial_state(inputs.tokens.shape[0]).encoder
-    return model.encoder(inputs.tokens, inputs.position, state, inputs.token_freqs)[0]
+    return model.encoder(inputs.tokens, state, Context(inputs.position), inputs.token_freqs)[0]
 
 
 def convolution(model, wave, inputs):
@@ -68,7 +68,7 @@ def convolution(model, wave, inputs):
 
 
 def amplitude_gate(model, wave, inputs):
-    return wave * one_minus_exp_neg(abs_sq(wave) * jnp.exp(mixer_of(model).activation_threshold[...]))
+    return mixer_of(model).amplitude_gate(wave)
 
 
 def state_space(model, wave, inputs):
@@ -76,7 +76,7 @@ def state_space(model, wave, inputs):
 
 
 def mixer(model, wave, inputs):
-    return mixer_of(model)(wave, past_of(model, inputs), inputs.position)[0]
+    return mixer_of(model)(wave, past_of(model, inputs), Context(inputs.position))[0]
 
 
 def hamiltonian(model, wave, inputs):
@@ -87,7 +87,7 @@ def propagator(solver: str, matvec: str, **changes: Any) -> Component:
     changes = {"propagator.solver": solver, "propagator.matvec": matvec} | changes
     return Component(
         f"propagator, {solver} solver, {matvec} H",
-        lambda model, wave, inputs: propagator_of(model)(wave)[0],
+        lambda model, wave, inputs: propagator_of(model)(wave, (), Context(inputs.position))[0],
         lambda model, wave, inputs: model.propagator.layers[0](wave),
         changes,
     )
@@ -101,10 +101,10 @@ COMPONENTS = [
     encoder("causal_sinkhorn"),
     encoder("sequence_sinkhorn", embedding_skip=False, sinkhorn_max_iter=50),
     Component(
-        "encoder, population with token frequencies",
+        "encoder, row_softmax with token frequencies",
         encoder_with_frequencies,
         lambda model, wave, inputs: model.encoder(inputs.tokens, inputs.position, inputs.token_freqs),
-        {"encoder.transport": "population", "encoder.embedding_skip": False},
+        {"encoder.embedding_skip": False},
     ),
     Component(
         "norm",

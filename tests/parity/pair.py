@@ -125,9 +125,9 @@ def held_by_float32(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def random_state(num_layers: int, seed: int) -> Arrays:
-    """A state dict with random graphs and with no parameter at a special value; entries of all encoders."""
+    """A state dict with random graphs and with no parameter at a special value."""
     rng = np.random.default_rng(seed)
-    config = model_config({"num_layers": num_layers, "encoder.transport": "population"})
+    config = model_config({"num_layers": num_layers})
     nodes = np.stack(np.triu_indices(config.hidden_dim, 1))
     edges = [
         [torch.from_numpy(nodes[:, np.sort(rng.permutation(nodes.shape[1])[:count])]) for count in NUM_EDGES]
@@ -141,8 +141,6 @@ def random_state(num_layers: int, seed: int) -> Arrays:
 
 def has(config: ModelConfig, name: str) -> bool:
     """Whether a model of this configuration has this entry of the state dict."""
-    if name == "encoder.potential":
-        return config.encoder.transport == "population"
     return config.encoder.transport != "none" or not name.startswith(("encoder.cost.", "encoder.sdr_to_hidden."))
 
 
@@ -178,14 +176,13 @@ def structure(config: ModelConfig) -> Any:
 def imported_trees(num_layers: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """`random_state` as trees of parameters and buffers, by the import that users have."""
     state = dict(random_state(num_layers, seed))
-    potential = state.pop("encoder.potential")
     config = model_config()
     frequency = 10000.0 ** (-np.arange(config.hidden_dim) / config.hidden_dim)
     phase = np.arange(config.max_seq_length, dtype=np.float32)[:, None] * frequency.astype(np.float32)
     state["encoder.positional_phase"] = phase
     _, model = import_state_dict(state, sdr_sparsity=config.encoder.sdr_sparsity)
-    _, params, buffers = jax.tree.map(np.asarray, split_model(model))
-    return params, buffers | {"encoder": {"frequency": frequency, "potential": potential}}
+    parts = jax.tree.map(np.asarray, split_model(model))
+    return parts.params, parts.buffers | {"encoder": {"frequency": frequency}}
 
 
 def jax_parts(config: ModelConfig, seed: int, dtype: np.dtype) -> ModelParts:
@@ -193,6 +190,4 @@ def jax_parts(config: ModelConfig, seed: int, dtype: np.dtype) -> ModelParts:
     params, buffers = cast(imported_trees(config.num_layers, seed), dtype)
     if config.encoder.transport == "none":
         params["encoder"] = {"embedding": params["encoder"]["embedding"]}
-    if config.encoder.transport != "population":
-        del buffers["encoder"]["potential"]
     return ModelParts(structure(config), *jax.tree.map(jnp.asarray, (params, buffers)))

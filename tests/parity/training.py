@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from small import quick_options, quick_train_step
-from torch_reference import ComplexAdamW, document_positions
+from torch_reference import ComplexAdamW
 
 from sem_jax.config import Config, OptimizerConfig, TrainingConfig
 from sem_jax.data import Batch
 from sem_jax.interop import export_state_dict
 from sem_jax.modules.model import ModelParts
-from sem_jax.optim import langevin, make_optimizer
-from sem_jax.training.state import TrainState
+from sem_jax.optim import langevin
+from sem_jax.training.state import start_state
 
 from .comparison import FLOAT64
 from .pair import (
@@ -67,8 +67,8 @@ RUNS = {
     "default": Run({}, documents=True, micro_batch=2),
     # The noise of the warm-up is capped; on the plateau, where 2T/η = .005, small second moments are at the floor. T is
     # a power of two, so that its product with a float32 learning rate is exact in both precisions.
-    "population, T > 0": Run(
-        {"encoder.transport": "population"},
+    "T > 0": Run(
+        {},
         documents=True,
         optimizer={"temperature": 2.0**-17, "noise_floor": 0.01},
     ),
@@ -107,9 +107,7 @@ def batches(run: Run) -> list[Batch]:
 def train_ours(run: Run, dtype: np.dtype) -> tuple[Arrays, list[float]]:
     """Parameters after the last step with the losses on the way, and the learning rates."""
     config, parts = run.config, initial_parts(run, dtype)
-    moments = jax.jit(make_optimizer(config.optimizer, STEPS, config.training.seed).init)(parts.params)
-    state = TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, moments, None)
-    step = quick_train_step(parts.graphdef, config)
+    state, step = start_state(config, parts), quick_train_step(config)
     losses, rates = [], []
     for batch in batches(run):
         state, metrics = step(state, cast(batch, dtype))
@@ -144,7 +142,7 @@ def injected_noise(run: Run, drawn_in: np.dtype) -> list[Arrays]:
 def train_theirs(run: Run, rates: list[float], precision: Precision, unit: float = 0.0) -> Arrays:
     """The same by the reference; before every step each parameter is moved by up to `unit` of itself."""
     config, rng = run.config, np.random.default_rng(2)
-    optimizer_config, encoder = config.optimizer, config.model.encoder
+    optimizer_config = config.optimizer
     model = torch_model(config.model, initial_state(run), precision.computed_in)
     parameters = dict(model.named_parameters())
     optimizer = ComplexAdamW(
@@ -167,8 +165,6 @@ def train_theirs(run: Run, rates: list[float], precision: Precision, unit: float
         optimizer.zero_grad()
         loss = model.loss(inputs, targets, resets if run.documents else None, weights)
         loss.backward()
-        if encoder.transport == "population":
-            model.encoder.update_potential(inputs, document_positions(inputs, resets), encoder.population_rate)
         optimizer.step({name: torch.from_numpy(x) for name, x in cast(xi, precision.computed_in).items()})
         losses.append(loss.item())
     return {LOSSES: np.array(losses)} | {name: p.detach().numpy() for name, p in parameters.items()}

@@ -13,7 +13,6 @@ from sem_jax.training.state import init_state
 VOCAB, LENGTH = 23, 8
 CONFIG = config(
     model__vocab_size=VOCAB,
-    model__encoder__transport="population",
     optimizer__temperature=1e-6,
     training__global_batch=4,
     training__micro_batch=2,
@@ -36,16 +35,16 @@ def model(quick_compilation):
 
 
 @pytest.fixture(scope="module")
-def step(model):
+def step(quick_compilation):
     """The step with one fault as an argument; one compilation for all of them."""
-    faulty = quickly(make_faulty_step(model[0].graphdef, CONFIG))
+    faulty = quickly(make_faulty_step(CONFIG))
     return lambda state, batch, fault: faulty(copied(state), batch, [fault])
 
 
 @pytest.fixture(scope="module")
 def warm(model, step):
     """The state after two good steps."""
-    state = model[1]
+    state = model
     for seed in range(2):
         state, _ = step(state, batch(seed), NEVER)
     return jax.device_get(state)

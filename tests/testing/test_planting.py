@@ -45,8 +45,8 @@ def programs(quick_compilation):
         make = faults.make_faulty_step
 
         @functools.cache
-        def make_faulty_step(graphdef, config):
-            step = quickly(make(graphdef, config))
+        def make_faulty_step(config):
+            step = quickly(make(config))
             return lambda state, batch, planted: step(state, batch, [*planted, *[UNUSED] * (4 - len(planted))])
 
         patch.setattr(faults, "make_faulty_step", make_faulty_step)
@@ -60,7 +60,7 @@ def run(config, workdir, *places_and_steps, value=math.nan):
 
 
 def state_at(workdir, step):
-    like, _ = abstract_state(open_workdir(workdir)[0])
+    like = abstract_state(open_workdir(workdir)[0])
     with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
         return checkpointer.restore(like, step)[1]
 
@@ -137,7 +137,7 @@ def test_a_damaged_state_ends_the_run_at_once_and_names_the_leaf(config, tmp_pat
 def test_a_checkpoint_of_a_damaged_state_is_not_called_good(config, tmp_path, factor):
     run(config, tmp_path, (Place.LOSS, STEPS + 1))
     state = state_at(tmp_path, 8)
-    damaged = state._replace(
+    damaged = state.replace(
         params=jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(factor), copied(state.params))
     )
     with Checkpointer(checkpoint_folder(tmp_path), 3) as checkpointer:

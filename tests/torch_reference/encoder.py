@@ -72,12 +72,11 @@ class TransportCost(nn.Module):
 class Encoder(nn.Module):
     """z[s, j] = hidden[s, j]·exp(i·s·10000^(−j/D)) with hidden = W_s·sparsify(plan) + b_s (+ embedding).
 
-    `transport` names the plan: "sequence_sinkhorn" (reference), "causal_sinkhorn", "row_softmax", "population" (row
-    softmax with a column potential that is moved by `update_potential`), or "none" for the embedding alone.
+    `transport` names the plan: "sequence_sinkhorn" (reference), "causal_sinkhorn", "row_softmax", or "none" for the
+    embedding alone.
     """
 
     positional_phase: Tensor  # [longest S, D]
-    potential: Tensor  # [M], "population" only
 
     def __init__(
         self,
@@ -106,8 +105,6 @@ class Encoder(nn.Module):
             return
         self.cost = TransportCost(dim, cost_dim, num_candidates)
         self.sdr_to_hidden = nn.Linear(num_candidates, dim)
-        if transport == "population":
-            self.register_buffer("potential", torch.zeros(num_candidates))
 
     def plan(self, tokens: Tensor, position: Tensor, token_freqs: Tensor | None = None) -> Tensor:
         """Transport plan [B, S, M] of tokens [B, S] at positions [B, S] of their documents."""
@@ -119,7 +116,7 @@ class Encoder(nn.Module):
             return sequence_sinkhorn(log_kernel, self.max_iter, self.tol)
         if self.transport == "causal_sinkhorn":
             return causal_sinkhorn(log_kernel, position, self.max_iter, self.prior)
-        return torch.softmax(log_kernel + self.potential if self.transport == "population" else log_kernel, dim=-1)
+        return torch.softmax(log_kernel, dim=-1)
 
     def forward(self, tokens: Tensor, position: Tensor, token_freqs: Tensor | None = None) -> Tensor:
         """Tokens [B, S] at positions [B, S] to ψ [B, S, D]; token_freqs [V] divide the cost by log(f + e)."""
@@ -128,10 +125,3 @@ class Encoder(nn.Module):
         if self.transport != "none":
             hidden = hidden + self.sdr_to_hidden(sparsify(self.plan(tokens, position, token_freqs), self.sparsity))
         return hidden * expi(self.positional_phase[position])
-
-    @torch.no_grad()
-    def update_potential(self, tokens: Tensor, position: Tensor, rate: float) -> None:
-        """Moves the population potential towards even use of the columns by the batch."""
-        share = self.plan(tokens, position).mean(dim=(0, 1))
-        step = -torch.log(share.numel() * share.clamp(min=1e-6))
-        self.potential += rate * (step - step.mean())

@@ -10,7 +10,7 @@ from . import SEM, Settings
 LENGTHS = (5, 1, 7)
 
 
-@pytest.mark.parametrize("transport", ["none", "row_softmax", "population", "causal_sinkhorn"])
+@pytest.mark.parametrize("transport", ["none", "row_softmax", "causal_sinkhorn"])
 def test_documents_of_one_row_do_not_see_each_other(transport):
     torch.manual_seed(0)
     settings = Settings(

@@ -19,7 +19,7 @@ from small import (
 )
 
 from sem_jax.data import Batch
-from sem_jax.modules.model import ModelParts, init_model
+from sem_jax.modules.model import init_model
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
@@ -62,13 +62,13 @@ def fresh(config):
 
 @functools.cache
 def step_of(config):
-    return quick_train_step(fresh(config)[0].graphdef, config)
+    return quick_train_step(config)
 
 
 def start(config):
     """A fresh state whose teacher is another model, as after many steps."""
-    _, state = fresh(config)
-    return on_device(state._replace(ema=state.ema and init_model(config.model, seed=7).params))
+    state = fresh(config)
+    return on_device(state.replace(ema=state.ema and init_model(config.model, seed=7).params))
 
 
 def on_device(state):
@@ -93,17 +93,17 @@ PLAIN = {"training__distill_weight": 0.0}
 NO_AVERAGE = {**PLAIN, "training__ema_decay": 0.0, "training__ema_decay_steps": 0}
 
 
-def softened(config, params, buffers):
+def softened(config, parts):
     """log P_T of the batch in double precision, from all log-probabilities or logits of the model."""
 
     @jax.jit
-    def logits(params):
-        model = ModelParts(fresh(config)[0].graphdef, params, buffers).merge()
+    def logits(parts):
+        model = parts.merge()
         psi, _, _ = model(jnp.asarray(BATCH.tokens[:, :-1]))
         is_reference = config.model.likelihood == "reference"
         return model.readout.reference_logits(psi)[0] if is_reference else model.readout.log_probs(psi)
 
-    scaled = np.asarray(logits(params), np.float64) / config.training.distill_temperature
+    scaled = np.asarray(logits(parts), np.float64) / config.training.distill_temperature
     return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
 
 
@@ -111,8 +111,8 @@ def softened(config, params, buffers):
 def test_the_loss_is_the_weighted_sum_of_the_hard_one_and_the_divergence(likelihood):
     config = run_config(model__likelihood=likelihood)
     state = start(config)
-    hard = make_eval_step(fresh(config)[0].graphdef, config)(state.params, state.buffers, BATCH).sums
-    student, teacher = (softened(config, params, state.buffers) for params in (state.params, state.ema))
+    hard = make_eval_step(config)(state.model, BATCH).sums
+    student, teacher = (softened(config, parts) for parts in (state.model, state.evaluated))
     divergence = TEMPERATURE**2 * (np.exp(teacher) * (teacher - student)).sum(-1)
     total = (BATCH.weights * divergence).sum()
     _, metrics = step_of(config)(state, BATCH)
@@ -143,7 +143,7 @@ def test_micro_batches_of_unequal_weight_add_up_to_the_whole_batch(likelihood):
 
 
 def program(config):
-    return jax.make_jaxpr(make_train_step(fresh(config)[0].graphdef, config))(fresh(config)[1], BATCH)
+    return jax.make_jaxpr(make_train_step(config))(fresh(config), BATCH)
 
 
 def test_without_weight_the_teacher_costs_nothing_and_changes_nothing():
@@ -159,15 +159,14 @@ def test_without_weight_the_teacher_costs_nothing_and_changes_nothing():
         state = start(c)
         for seed in range(3):
             state, metrics = step_of(c)(state, make_batch(seed))
-        states.append((state._replace(ema=None), metrics))
+        states.append((state.replace(ema=None), metrics))
     assert differing_leaves(*states) == []
 
 
 def test_evaluation_is_the_same_program_with_and_without_a_teacher():
     programs = []
     for c in (run_config(), run_config(**NO_AVERAGE)):
-        parts, state = fresh(c)
-        programs.append(str(jax.make_jaxpr(make_eval_step(parts.graphdef, c))(state.params, state.buffers, BATCH)))
+        programs.append(str(jax.make_jaxpr(make_eval_step(c))(fresh(c).model, BATCH)))
     assert programs[0] == programs[1]
 
 
@@ -213,7 +212,7 @@ def test_the_decay_rises_linearly_to_its_final_value(changes, step, decay):
 
 def test_a_model_learns_from_the_text_and_its_teacher():
     config = run_config()
-    state, seen = on_device(fresh(config)[1]), []
+    state, seen = on_device(fresh(config)), []
     batch = BATCH._replace(weights=np.ones_like(BATCH.weights))
     for _ in range(40):
         state, metrics = step_of(config)(state, batch)
@@ -244,7 +243,7 @@ def text_run(tmp_path_factory, quick_compilation):
 def final_state(workdir):
     config, _ = open_workdir(workdir)
     with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
-        step, state = checkpointer.restore(abstract_state(config)[0])
+        step, state = checkpointer.restore(abstract_state(config))
     assert step == config.training.max_steps
     return state
 

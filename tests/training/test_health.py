@@ -5,9 +5,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small import config
 
 from sem_jax.config import PropagatorConfig
+from sem_jax.modules.block import Context
 from sem_jax.modules.propagator import Propagator, PropagatorStats
 from sem_jax.optim import Reason
 from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip
@@ -18,7 +20,8 @@ def layer_stats(**changes):
     model = config(model__propagator__solver="cg", **changes).model
     rng = np.random.default_rng(0)
     psi = jnp.asarray(rng.normal(size=(2, 8, model.hidden_dim)) + 1j * rng.normal(size=(2, 8, model.hidden_dim)))
-    layers = [Propagator(model, seed=layer)(psi)[1] for layer in range(2)]
+    context = Context(np.zeros(psi.shape[:2], np.int32))
+    layers = [Propagator(model, nnx.Rngs(0), layer)(psi, (), context)[2] for layer in range(2)]
     return PropagatorStats(*map(np.stack, zip(*layers, strict=True))), model.propagator
 
 

@@ -68,7 +68,7 @@ def metrics_of(workdir):
 
 
 def final_state(workdir):
-    like, _ = abstract_state(open_workdir(workdir)[0])
+    like = abstract_state(open_workdir(workdir)[0])
     with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
         step, state = checkpointer.restore(like)
     assert step == STEPS
@@ -104,8 +104,8 @@ def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, 
     training = config.training
     dispatched = 0
 
-    def make_step(graphdef, config):
-        train_step = loop.make_train_step(graphdef, config)
+    def make_step(config):
+        train_step = loop.make_train_step(config)
 
         def step(state, batch):
             nonlocal dispatched
@@ -132,7 +132,7 @@ def test_a_skipped_step_does_not_hide_the_loss_of_its_neighbours(config, workdir
     dataset = open_dataset(config.data, 0, config.training.global_batch)
     spaced = dataclasses.replace(config, training=dataclasses.replace(config.training, log_every=2))
     workdir.mkdir()
-    with Monitor(spaced, dataset, workdir, 0, abstract_state(config)[0], None) as report:
+    with Monitor(spaced, dataset, workdir, 0, abstract_state(config), None) as report:
         for step, loss in enumerate(losses, start=1):
             bad = np.int32(math.isnan(loss))
             skipped = {"consecutive": bad, "reason": np.int32(Reason.LOSS), "leaf": np.int32(-1)}

@@ -29,7 +29,7 @@ class Started(Exception):
 def start(config, workdir, echo=print):
     """The configuration that a run's step is made with."""
 
-    def make_step(graphdef, config):
+    def make_step(config):
         raise Started(config)
 
     with pytest.raises(Started) as started:
