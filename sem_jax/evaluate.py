@@ -55,8 +55,8 @@ def _evaluate_text(model: LanguageModel, config: Config) -> None:
     print(f"bits/byte      {values['bits_per_byte']:.4f}")
     print(f"perplexity     {math.exp(values['nll']):.3f}")
     print(f"norm drift     {values['norm_drift']:.1e}")
-    print(f"CG residual    {values['cg_residual']:.1e}")
-    print(f"CG iterations  {values['cg_iterations']:.0f}")
+    print(f"residual       {values['residual']:.1e}")
+    print(f"iterations     {values['iterations']:.0f}")
     for warning in convergence_warnings(evaluation.propagators, config.model.propagator):
         print(f"warning: {warning}")
 

@@ -58,8 +58,8 @@ def _training_lines(train: list[dict[str, Any]]) -> list[str]:
         f"    {_curve(losses)}",
         "",
         f"Skipped steps {train[-1]['skipped']}, reports with a loss that is not finite "
-        f"{sum(not math.isfinite(loss) for loss in losses)}, worst CG residual "
-        f"{max(line['cg_residual'] for line in train):.1e}, worst norm drift "
+        f"{sum(not math.isfinite(loss) for loss in losses)}, worst residual "
+        f"{max(line['residual'] for line in train):.1e}, worst norm drift "
         f"{max(line['norm_drift'] for line in train):.1e}{rate}.",
     ]
 

@@ -169,7 +169,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "from sem_jax import evaluate\n"
         "from sem_jax.modules.propagator import PropagatorStats\n"
         "from sem_jax.training.evaluation import Evaluation\n"
-        "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, cg_residual=2e-7, cg_iterations=8)\n"
+        "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, residual=2e-7, iterations=8)\n"
         "stats = PropagatorStats(np.array([2e-2]), np.array([8]), np.array([1e-7]), np.array([1.5]))\n"
         "parts = SimpleNamespace(graphdef=None, params=None, buffers=None)\n"
         "evaluate.load = lambda workdir, step: SimpleNamespace(config=config(), parts=parts)\n"
@@ -185,7 +185,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"8 0.1 {tmp_path / 'tokenizer.json'} 8"  # 0.1 is the run's, not the default
-    assert {"bits/byte      1.5000", "perplexity     8.000", "CG iterations  8"} <= set(lines)
+    assert {"bits/byte      1.5000", "perplexity     8.000", "iterations     8"} <= set(lines)
     assert "1,234 tokens" in done.stdout
     assert lines[-1].startswith("warning: propagator layer 0: dense left a residual of 2.0e-02")
 
@@ -221,7 +221,7 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     assert last["split"] == "validation"
     assert float(values["nats/token"]) == pytest.approx(last["nll"], abs=1e-4)
     assert float(values["bits/byte"]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
-    assert {"perplexity", "norm drift", "CG residual", "CG iterations"} <= values.keys()
+    assert {"perplexity", "norm drift", "residual", "iterations"} <= values.keys()
 
     shorter = run(folder, command("evaluate", f"--workdir={workdir}", "--config.data.seq_length=4"))
     assert shorter.returncode == 0, shorter.stderr

@@ -153,7 +153,7 @@ class Monitor:
             **means,
             bits_per_byte=bpb,
             **values,
-            cg_residual=float(np.max(stats.residual, initial=0)),
+            residual=float(np.max(stats.residual, initial=0)),
             norm_drift=float(np.max(stats.norm_drift, initial=0)),
         )
         self._progress.update(step, loss=means["loss"], bits_per_byte=bpb, **values)
@@ -164,7 +164,7 @@ class Monitor:
         self._writer.write("validation", step, **values)
         self._progress.note(
             f"step {step}: validation {values['nll']:.4f} nats/token, {values['bits_per_byte']:.4f} bits/byte, "
-            f"residual {values['cg_residual']:.1e}, norm drift {values['norm_drift']:.1e}"
+            f"residual {values['residual']:.1e}, norm drift {values['norm_drift']:.1e}"
         )
         self._warn(step, evaluation.propagators)
 
