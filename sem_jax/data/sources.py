@@ -37,6 +37,11 @@ def open_source(config: DataConfig) -> Source:
     Raises:
       DataError: nothing is there to read. What is wrong inside a file is raised while reading.
     """
+    if config.source == "pystdlib" and config.path:
+        raise DataError(
+            f"config.data.path = {config.path!r} is not read while config.data.source = pystdlib; set "
+            "config.data.source = text, or the source that it is"
+        )
     read, content = _OPENERS[config.source](config)
     settings = (config.source, config.max_documents, config.text_field, config.score_field, config.min_score)
     return Source(partial(_read_some, read, config), fingerprint(settings, content))

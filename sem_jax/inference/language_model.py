@@ -209,7 +209,7 @@ class LanguageModel:
             [self.encode_prompt(prompt) for prompt in prompts],
             options.max_tokens,
             jax.vmap(jax.random.key)(seeds),
-            SamplingOptions(options.temperature, min(options.top_k, self.tokenizer.vocab_size), options.top_p),
+            SamplingOptions(options.temperature, options.top_k, options.top_p),
             None if options.context == "unbounded" else options.context_length or self.config.data.seq_length,
         )
 

@@ -16,13 +16,15 @@ from typing import Any, Literal, TextIO
 import jax
 from tqdm import tqdm
 
+from sem_jax.errors import SemJaxError
+
 PyTree = Any
 FILE_NAME = "metrics.jsonl"
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
 _OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
 
 
-class MetricsError(ValueError):
+class MetricsError(SemJaxError, ValueError):
     """A metrics file that is missing or damaged; the message gives the line and the cure."""
 
 

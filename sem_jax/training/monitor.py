@@ -10,6 +10,7 @@ import numpy as np
 
 from sem_jax.config import Config
 from sem_jax.data import Dataset
+from sem_jax.errors import SemJaxError
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
@@ -20,7 +21,7 @@ from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(SemJaxError, RuntimeError):
     """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint."""
 
 
