@@ -1,11 +1,22 @@
-"""From a configuration or a run to a `LanguageModel`, for notebooks and the commands."""
+"""From a configuration or a run to a `LanguageModel`, for notebooks and the commands.
+
+The examples use a configuration so small that they take seconds:
+
+>>> TINY = {
+...     "model": {"hidden_dim": 16, "num_layers": 1, "propagator": {"laplacian_sparsity": 3}},
+...     "optimizer": {"warmup_steps": 1, "decay_steps": 1},
+...     "data": {"seq_length": 16, "max_documents": 40},
+...     "training": {"max_steps": 2, "global_batch": 2, "micro_batch": 2, "eval_batches": 1},
+...     "sampling": {"max_tokens": 4},
+... }
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -15,28 +26,65 @@ from sem_jax.data.tokenizers import IdsTokenizer
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
 from sem_jax.modules.model import init_model, split_model
+from sem_jax.training import loop
 from sem_jax.training.state import start_state
 from sem_jax.training.workdir import create_workdir, restore_run
 
+ConfigLike: TypeAlias = Mapping[str, Any] | ConfigDict | Config
 
-def init(config: Mapping[str, Any] | ConfigDict | Config, seed: int = 0) -> LanguageModel:
+
+def init(config: ConfigLike, seed: int = 0) -> LanguageModel:
     """An untrained model of a configuration; its tokenizer is trained or loaded as the configuration says.
+
+    >>> sem_jax.init(TINY)
+    LanguageModel(sem, 26,348 parameters, byte vocabulary of 261, step 0)
+
+    Args:
+      config: an experiment; fields that a mapping lacks take their defaults.
+      seed: of the parameters.
 
     Raises:
       ConfigError: the configuration is not valid.
       DataError: the text or the tokenizer cannot be used.
     """
-    typed = config if isinstance(config, Config) else build(config)
+    typed = _typed(config)
     dataset = open_dataset(typed.data, seed, typed.training.global_batch)
     typed = with_vocabulary(typed, dataset.tokenizer.vocab_size)
     return LanguageModel(typed, dataset.tokenizer, init_model(typed.model, seed))
 
 
+def train(config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] = print) -> LanguageModel:
+    """Trains a model, or goes on with the run in `workdir`, until `training.max_steps` or Ctrl-C.
+
+    >>> model = sem_jax.train(TINY, workdir, echo=lambda line: None)  # doctest: +ELLIPSIS
+    step 2/2  loss ...
+    >>> model.step
+    2
+
+    Args:
+      config: the experiment.
+      workdir: where metrics, checkpoints and the resolved configuration go.
+      echo: prints a line of what is done besides training.
+
+    Returns:
+      What `load(workdir)` returns.
+
+    Raises:
+      ConfigError, DataError, CheckpointError, MetricsError: the input or the workdir cannot be used.
+      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
+    """
+    loop.train(_typed(config), workdir, echo)
+    return load(workdir)
+
+
 def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
     """The model of a training run; its averaged parameters where the run keeps an average.
 
+    >>> model = sem_jax.load(workdir)
+    >>> text = model.generate("def ")
+
     Args:
-      workdir: of `python -m sem_jax.train`.
+      workdir: of `train`, `convert` or `python -m sem_jax.train`.
       step: which checkpoint; None is the newest.
 
     Raises:
@@ -47,7 +95,7 @@ def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
 
 
 def convert(
-    state_dict: str | Path, workdir: str | Path, tokenizer_path: str | Path | None = None, **overrides: Any
+    state_dict: str | Path, workdir: str | Path, tokenizer_path: str | Path | None = None, **overrides: int | float
 ) -> LanguageModel:
     """Makes a workdir of a state dict of the PyTorch original, for evaluation, generation and further training.
 
@@ -80,3 +128,7 @@ def convert(
     parts = split_model(model)
     create_workdir(workdir, config, tokenizer, start_state(config, parts))
     return LanguageModel(config, tokenizer, parts)
+
+
+def _typed(config: ConfigLike) -> Config:
+    return config if isinstance(config, Config) else build(config)

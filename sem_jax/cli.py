@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,14 +19,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from sem_jax.config import ConfigError
-from sem_jax.data import DataError
-from sem_jax.interop import InteropError
-from sem_jax.training.checkpoint import CheckpointError
-from sem_jax.training.metrics import MetricsError
-from sem_jax.training.monitor import TrainingDiverged
+from sem_jax.errors import SemJaxError
 
-EXPECTED = (ConfigError, DataError, InteropError, CheckpointError, MetricsError, TrainingDiverged)
 _MODULE = "config_config"  # the name under which ml_collections runs the file of --config
 
 
@@ -38,12 +34,42 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
         enable_compilation_cache()
         logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator that is absent
         try:
-            return main(argv)
-        except EXPECTED as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            result = main(argv)
+            sys.stdout.flush()  # a full disk shows here, not in a traceback at the end of the process
+            return result
+        except SemJaxError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = explain_os_error(error)
+            if error.filename is None:  # it may be standard output that cannot be written
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(1)
 
     return run
+
+
+def explain_os_error(error: OSError) -> str:
+    """What the system refused, where, and the cure, in one line.
+
+    >>> explain_os_error(OSError(28, "No space left on device", "runs/a/metrics.jsonl"))
+    'runs/a/metrics.jsonl: No space left on device; free some space, or choose another place'
+    """
+    where = "the output" if error.filename is None else error.filename
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        cure = "free some space, or choose another place"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        cure = "choose a place that you may read and write, or change its permissions"
+    else:
+        cure = "check the path, and that nothing else is using it"
+    return " ".join(f"{where}: {error.strerror or error}; {cure}".split())
+
+
+def this_command() -> str:
+    """The command line of this process, as it works in a fresh shell that has not activated the environment."""
+    arguments = sys.orig_argv[1:]
+    script = bool(arguments) and Path(arguments[0]).name == "sem-jax"
+    return shlex.join(arguments if script else [sys.executable, *arguments])
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -64,7 +90,7 @@ def _explain(error: Exception) -> str:
     while cause is not None:  # flags wrap what a config file raises
         calls = traceback.walk_tb(cause.__traceback__)
         places = [(frame.f_code.co_filename, line) for frame, line in calls if frame.f_globals["__name__"] == _MODULE]
-        if places and isinstance(cause, EXPECTED):
+        if places and isinstance(cause, SemJaxError):
             return str(cause)
         if places:
             file, line = places[-1]

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from sem_jax.api import load
 from sem_jax.cli import parse_flags, reporting_errors
-from sem_jax.config import Config, build, default, override
+from sem_jax.config import Config, ConfigError, DataConfig, build, default, override
 from sem_jax.data import open_dataset
 from sem_jax.data.arrays import read_token_freqs, read_tokens, write_arrays
 from sem_jax.inference.language_model import LanguageModel
@@ -28,6 +28,11 @@ _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the n
 _TOKENS = flags.DEFINE_string("tokens", None, "Token ids [B, S] in a .npy file; without it, held-out text.")
 _TOKEN_FREQS = flags.DEFINE_string("token_freqs", None, "Token frequencies [V] in a .npy file, for the transport cost.")
 _DUMP = flags.DEFINE_string("dump", None, "Write what the model says about --tokens to this .npz file.")
+# Fields that an evaluation reads. The model and its tokenizer are the run's own.
+_OF_TOKENS = ["optimizer.unitary_lambda"]
+_OWN = ("tokenizer", "tokenizer_path", "tokenizer_sample", "bpe_vocab_size")
+_OF_TEXT = [f"data.{field.name}" for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
+_OF_TEXT += ["training.global_batch", "training.eval_batches"]
 config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
 
 
@@ -55,8 +60,8 @@ def _evaluate_text(model: LanguageModel, config: Config) -> None:
     print(f"bits/byte      {values['bits_per_byte']:.4f}")
     print(f"perplexity     {math.exp(values['nll']):.3f}")
     print(f"norm drift     {values['norm_drift']:.1e}")
-    print(f"CG residual    {values['cg_residual']:.1e}")
-    print(f"CG iterations  {values['cg_iterations']:.0f}")
+    print(f"residual       {values['residual']:.1e}")
+    print(f"iterations     {values['iterations']:.0f}")
     for warning in convergence_warnings(evaluation.propagators, config.model.propagator):
         print(f"warning: {warning}")
 
@@ -75,8 +80,20 @@ def _evaluate_tokens(model: LanguageModel, config: Config, path: str) -> None:
 
 
 def _with_overrides(config: Config) -> Config:
-    """The run's configuration with the fields of the command line, read with the run's own tokenizer."""
-    changed = build(override(dataclasses.asdict(config), config_flags.get_override_values(flags.FLAGS["config"])))
+    """The run's configuration with the fields of the command line, read with the run's own tokenizer.
+
+    Raises:
+      ConfigError: a field is given that has no influence here, or that the run has decided.
+    """
+    changes = config_flags.get_override_values(flags.FLAGS["config"])
+    what, useful = ("held-out text", _OF_TEXT) if _TOKENS.value is None else ("--tokens", _OF_TOKENS)
+    for field in changes:
+        if field not in useful:
+            raise ConfigError(
+                f"--config.{field} changes nothing in an evaluation of {what}; leave it out. What can be given is "
+                f"{', '.join(useful)}"
+            )
+    changed = build(override(dataclasses.asdict(config), changes))
     return with_own_tokenizer(changed, _WORKDIR.value)
 
 

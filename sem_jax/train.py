@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-
 from absl import app, flags
 from ml_collections import config_flags
 
-from sem_jax.cli import parse_flags, reporting_errors
+from sem_jax.cli import parse_flags, reporting_errors, this_command
 from sem_jax.config import build
 from sem_jax.config.describe import help_text
 from sem_jax.report import write_report
@@ -32,8 +29,7 @@ def main(argv: list[str]) -> None:
     if result.finished:
         print(write_report(_WORKDIR.value))
     else:
-        command = shlex.join(["python", "-m", "sem_jax.train", *sys.argv[1:]])
-        print(f"stopped and saved at step {result.step}; go on with: {command}")
+        print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
 
 
 if __name__ == "__main__":

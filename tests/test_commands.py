@@ -1,14 +1,26 @@
 """The command lines as a user types them: what they print, and how they fail."""
 
+import configparser
+import errno
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from small import TEXT
+from small import TEXT, config
+
+from sem_jax import cli, report
+from sem_jax.__main__ import COMMANDS
+from sem_jax.data.tokenizers import CharTokenizer
+from sem_jax.modules.model import init_model
+from sem_jax.training.metrics import MetricsWriter
+from sem_jax.training.state import start_state
+from sem_jax.training.workdir import create_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = """
@@ -144,19 +156,177 @@ def test_a_missing_data_file_is_one_line(folder, tmp_path):
 
 
 def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
-    program = (
-        "from absl import app\n"
-        "from sem_jax import train\n"
-        "from sem_jax.training.loop import TrainResult\n"
-        "train.train = lambda config, workdir: TrainResult(7, False, {})\n"
-        "app.run(train.main)\n"
+    # Started twice by the line that it prints: as a module and as the console script.
+    fake = tmp_path / "fake" / "sitecustomize.py"
+    fake.parent.mkdir()
+    fake.write_text(
+        "import sem_jax.training.loop as loop\nloop.train = lambda config, workdir: loop.TrainResult(7, False, {})\n"
     )
+    variables = environment(folder)
+    variables["PYTHONPATH"] = os.pathsep.join([str(fake.parent), variables["PYTHONPATH"]])
     flags = training(folder, tmp_path / "a run")[3:]
-    done = run(folder, [sys.executable, "-c", program, *flags])
+    for start in ([sys.executable, "-m", "sem_jax.train"], [str(console_script(tmp_path)), "train"]):
+        arguments = [*start, *flags]
+        for _ in range(2):
+            done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=variables, cwd=folder)
+            assert done.returncode == 0, done.stderr
+            (line,) = done.stdout.splitlines()
+            message, _, again = line.partition("; go on with: ")
+            assert message == "stopped and saved at step 7"
+            arguments = shlex.split(again)
+            assert arguments == [*start, *flags]
+
+
+def console_script(folder):
+    """What an installation makes of the entry point in setup.cfg."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    name, _, target = settings["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, function = target.partition(":")
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+    path.chmod(0o755)
+    return path
+
+
+def sem_jax_main(*arguments):
+    return [sys.executable, "-m", "sem_jax", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]], ids=["alone", "--help", "help"])
+def test_the_console_script_lists_every_command_in_one_line(folder, arguments):
+    done = run(folder, sem_jax_main(*arguments))
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("stopped and saved at step 7; go on with: python -m sem_jax.train --config=")
-    assert f"'--workdir={tmp_path / 'a run'}'" in line
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    guarded = {path.stem for path in (ROOT / "sem_jax").glob("*.py") if "    app.run(" in path.read_text()}
+    assert listed == list(COMMANDS)
+    assert set(listed) == guarded
+
+
+@pytest.mark.parametrize(
+    ("word", "cure"), [("trian", "did you mean train?"), ("frobnicate", "choose one of train, generate, evaluate")]
+)
+def test_an_unknown_command_is_one_line_and_exit_status_2(folder, word, cure):
+    done = run(folder, sem_jax_main(word))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: there is no command '{word}'; {cure}")
+
+
+def test_a_command_of_the_console_script_is_the_module(folder, tmp_path):
+    flags = [f"--workdir={tmp_path}/nothing"]
+    ours, theirs = run(folder, sem_jax_main("report", *flags)), run(folder, command("report", *flags))
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
+    assert_is_one_line_error(ours, "is not the workdir of a run")
+    helped = run(folder, sem_jax_main("generate", "--help"))
+    assert "--prompt" in helped.stdout
+    assert "--state_dict" not in helped.stdout
+
+
+@pytest.fixture(scope="module")
+def untrained(folder):
+    """A workdir of a model that has taken no step, and the line of metrics that a report needs."""
+    workdir = folder / "untrained"
+    tokenizer = CharTokenizer.train([TEXT])
+    typed = config(model__vocab_size=tokenizer.vocab_size)
+    create_workdir(workdir, typed, tokenizer, start_state(typed, init_model(typed.model, 0)))
+    with MetricsWriter(workdir) as writer:
+        writer.write("validation", 0, nll=2.0, bits_per_byte=1.0)
+    return workdir
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "report"])
+def test_a_workdir_that_is_a_file_is_one_line(folder, name):
+    path = folder / "text.txt"
+    arguments = training(folder, path) if name == "train" else command(name, f"--workdir={path}")
+    assert_is_one_line_error(
+        run(folder, arguments), str(path), "it is a file" if name == "train" else "not the workdir"
+    )
+    assert path.read_text() == TEXT
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(folder):
+    done = run(folder, training(folder, "/proc/nothing/run"))
+    assert_is_one_line_error(done, "the workdir /proc/nothing/run cannot be made: ", "that can be written to")
+
+
+def test_a_full_disk_is_one_line(folder, untrained):
+    with open("/dev/full", "w") as full:
+        arguments = command("report", f"--workdir={untrained}")
+        done = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(folder), timeout=60
+        )
+    assert_is_one_line_error(done, "the output: No space left on device; free some space")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: No space left; free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; choose a place"),
+        (OSError(errno.EROFS, "Read-only file system", "a/b"), "a/b: Read-only file system; choose a place"),
+        (OSError(errno.EIO, "Input/output error", "a/b"), "a/b: Input/output error; check the path"),
+        (OSError("no disk\nat all"), "the output: no disk at all; check the path"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch, error, message):
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with pytest.raises(SystemExit) as stopped:
+        cli.reporting_errors(main)(["command"])
+    assert stopped.value.code == 1
+    written = capsys.readouterr().err
+    assert written.startswith(f"error: {message}")
+    assert written.count("\n") == 1
+
+
+def test_a_report_of_a_run_that_cannot_be_written_to_is_printed(untrained, capsys, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "write_text", refuse)
+    monkeypatch.setattr(report.flags, "FLAGS", SimpleNamespace(workdir=untrained))
+    report.main([])
+    printed = capsys.readouterr()
+    assert "| 0 | 2.0000 | 1.0000 |" in printed.out
+    assert printed.err == "note: report.md is not written: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--config.model.hidden_dim=8"], ["--config.model.hidden_dim changes nothing in an evaluation of held-out"]),
+        (["--config.data.tokenizer_path=x"], ["--config.data.tokenizer_path changes nothing", "data.seq_length"]),
+        (["--config.training.max_steps=8"], ["--config.training.max_steps changes nothing", "training.eval_batches"]),
+        (["--tokens=t.npy", "--config.data.seq_length=8"], ["of --tokens; leave it out", "optimizer.unitary_lambda"]),
+    ],
+    ids=["model", "tokenizer", "training", "tokens"],
+)
+def test_evaluation_refuses_what_it_would_ignore(folder, untrained, flags, parts):
+    assert_is_one_line_error(run(folder, command("evaluate", f"--workdir={untrained}", *flags)), *parts)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--seed=-1", "seed = -1 must lie in 0..4294967295"),
+        (f"--seed={2**32}", f"seed = {2**32} must lie in 0..4294967295"),
+        (f"--top_k={2**31}", f"config.sampling.top_k = {2**31} must fit in 32 bits"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line(folder, untrained, flag, message):
+    assert_is_one_line_error(run(folder, command("generate", f"--workdir={untrained}", flag)), message)
+
+
+def test_a_path_beside_the_standard_library_is_refused(folder, tmp_path):
+    done = run(folder, training(folder, tmp_path / "run", "--config.data.source=pystdlib"))
+    assert_is_one_line_error(done, "is not read while config.data.source = pystdlib; set config.data.source = text")
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, tmp_path):
@@ -169,7 +339,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "from sem_jax import evaluate\n"
         "from sem_jax.modules.propagator import PropagatorStats\n"
         "from sem_jax.training.evaluation import Evaluation\n"
-        "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, cg_residual=2e-7, cg_iterations=8)\n"
+        "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, residual=2e-7, iterations=8)\n"
         "stats = PropagatorStats(np.array([2e-2]), np.array([8]), np.array([1e-7]), np.array([1.5]))\n"
         "parts = SimpleNamespace(graphdef=None, params=None, buffers=None)\n"
         "evaluate.load = lambda workdir, step: SimpleNamespace(config=config(), parts=parts)\n"
@@ -185,7 +355,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"8 0.1 {tmp_path / 'tokenizer.json'} 8"  # 0.1 is the run's, not the default
-    assert {"bits/byte      1.5000", "perplexity     8.000", "CG iterations  8"} <= set(lines)
+    assert {"bits/byte      1.5000", "perplexity     8.000", "iterations     8"} <= set(lines)
     assert "1,234 tokens" in done.stdout
     assert lines[-1].startswith("warning: propagator layer 0: dense left a residual of 2.0e-02")
 
@@ -205,7 +375,7 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
         assert process.wait(timeout=300) == 0, process.stderr.read()
     assert seen[0].startswith("tiny: ")
     assert seen[-1].startswith("stopped and saved at step ")
-    assert "go on with: python -m sem_jax.train --config=" in seen[-1]
+    assert f"go on with: {sys.executable} -m sem_jax.train --config=" in seen[-1]
 
     done = run(folder, arguments)
     assert done.returncode == 0, done.stderr
@@ -221,7 +391,7 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     assert last["split"] == "validation"
     assert float(values["nats/token"]) == pytest.approx(last["nll"], abs=1e-4)
     assert float(values["bits/byte"]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
-    assert {"perplexity", "norm drift", "CG residual", "CG iterations"} <= values.keys()
+    assert {"perplexity", "norm drift", "residual", "iterations"} <= values.keys()
 
     shorter = run(folder, command("evaluate", f"--workdir={workdir}", "--config.data.seq_length=4"))
     assert shorter.returncode == 0, shorter.stderr

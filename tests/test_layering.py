@@ -10,7 +10,7 @@ import pytest
 import sem_jax
 
 PACKAGE = pathlib.Path(sem_jax.__file__).parent
-COMMANDS = {"train", "evaluate", "generate", "convert", "diagnose", "report", "cli", "api", "tokenizer"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "diagnose", "report", "cli", "api", "tokenizer", "__main__"}
 
 
 def name_of(path):
@@ -65,6 +65,7 @@ def layer(*tops):
 
 
 def violations(names, allowed):
+    allowed = allowed | {"errors"}
     return {name: bad for name in names if (bad := {i for i in ours(name) if top(i) not in allowed})}
 
 

@@ -30,7 +30,7 @@ def write(workdir, losses, validation=()):
                 loss=loss,
                 nll=loss,
                 skipped=i // 4,
-                cg_residual=1e-7 * i,
+                residual=1e-7 * i,
                 norm_drift=2e-7 * i,
                 tokens_per_s=math.nan if i == 1 else 100.0 * i,
             )
@@ -71,7 +71,7 @@ def test_numbers_are_the_worst_the_last_and_the_median(workdir):
     text = write_report(workdir)
     assert "over 50 steps, 4.000 to 1.250" in text
     assert "Skipped steps 1" in text
-    assert "worst CG residual 5.0e-07, worst norm drift 1.0e-06" in text
+    assert "worst residual 5.0e-07, worst norm drift 1.0e-06" in text
     assert "median 400 tokens/s" in text  # of 200, 300, 400, 500: the upper one
 
 

@@ -53,6 +53,7 @@ def test_takes_a_config_file_and_overrides(corpus, tmp_path):
     ("flags", "message"),
     [
         (["--source=text", "--path=nowhere"], "error: 'nowhere' matches no file"),
+        (["--path=nowhere"], "error: config.data.path = 'nowhere' is not read while config.data.source = pystdlib"),
         (["--kind=word"], "error: config.data.tokenizer = 'word' is not one of byte, char, bpe"),
         (["--kind=bpe", "--vocab_size=20"], "error: config.data.bpe_vocab_size = 20 must be at least 261"),
     ],

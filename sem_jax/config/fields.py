@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sem_jax.errors import SemJaxError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(SemJaxError, ValueError):
     """A configuration value that is unknown, of the wrong type or impossible; the message names field and cure."""
 
 

@@ -20,8 +20,8 @@ def check_rules(config: Config) -> None:
 
 def _check_model(model: ModelConfig) -> None:
     mixer, encoder = model.mixer, model.encoder
-    unused = "num_groups" if mixer.kind == "selective" else "num_heads"
-    for name in {"num_groups", "num_heads", "block_size"} - {unused}:
+    used = "num_heads" if mixer.kind == "selective" else "num_groups"
+    for name in (used, "block_size"):
         parts = getattr(mixer, name)
         require(
             model.hidden_dim % parts == 0,

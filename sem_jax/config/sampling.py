@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sem_jax.config.fields import setting
 
@@ -18,9 +19,12 @@ class SamplingConfig:
     top_p: float = setting(
         0.95, "draw from the likeliest tokens that hold this share of the probability", above=0, at_most=1
     )
+    context: Literal["restart", "unbounded"] = setting(
+        "restart", "after context_length tokens: read the last half of them afresh, or carry the state on"
+    )
     context_length: int = setting(
         0,
-        "tokens read at most before the next one; 0: data.seq_length, what training has seen",
+        "tokens read at most before a restart; 0: data.seq_length, what training has seen",
         unit="tokens",
         at_least=0,
     )

@@ -59,6 +59,11 @@ def open_source(config: DataConfig) -> Source:
     """
     if config.source not in SOURCES:
         raise DataError(f"config.data.source = {config.source!r} is not one of {', '.join(SOURCES)}")
+    if config.source == "pystdlib" and config.path:
+        raise DataError(
+            f"config.data.path = {config.path!r} is not read while config.data.source = pystdlib; set "
+            "config.data.source = text, or the source that it is"
+        )
     corpus = SOURCES[config.source](config)
     content = [*(edge_digests if config.stream else content_digests)(corpus.files), *corpus.name]
     settings = (config.source, config.max_documents, config.text_field, config.score_field, config.min_score)

@@ -1,9 +1,12 @@
-"""Generation in O(1) a token: the carried state of the model, a compiled loop, and sampling."""
+"""Generation in O(1) a token: readers that carry the state of the model, a compiled loop, and sampling.
+
+Every function below is written for one text; `jax.vmap` makes it one for a batch of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,10 @@ from sem_jax.modules.model import SEM, ModelParts, ModelState
 # Prompts are read in chunks of this length in parallel, and the rest token by token, so that prompts of every length
 # share two compiled programs.
 PREFILL_CHUNK = 64
+# Tokens that one call of the compiled loop draws at most. The loop ends earlier where fewer are asked for, so that one
+# program serves every number of tokens.
+DRAW_CHUNK = 64
+Prepared: TypeAlias = dict[str, Any]  # from `SEM.prepare`
 
 
 class SamplingOptions(NamedTuple):
@@ -23,6 +30,22 @@ class SamplingOptions(NamedTuple):
     temperature: Array | float = 1.0  # 0 takes the most probable token
     top_k: Array | int = 0  # only the k most probable tokens; 0: all
     top_p: Array | float = 1.0  # only the most probable tokens that together reach this probability
+
+
+class Text(NamedTuple):
+    """A text that is being drawn. In a batch of texts every leaf has a further leading axis.
+
+    One reader reads an unbounded context. Two readers read a bounded one of C tokens: what the elder has read decides
+    the next token, and the younger, which starts C // 2 tokens before the elder is full, takes its place then. So the
+    model never stands at a position beyond C, and a token costs the same wherever it stands.
+    """
+
+    states: ModelState  # of the readers, elder first; leading axis of length 1 or 2
+    length: Array  # tokens that the elder has read
+    token: Array  # the last token, which nobody has read yet
+    key: Array  # of all draws of this text
+    drawn: Array  # tokens drawn so far
+    ended: Array  # whether the eos token has been drawn
 
 
 def sample(key: Array, log_probs: Array, options: SamplingOptions) -> Array:
@@ -45,111 +68,217 @@ def sample(key: Array, log_probs: Array, options: SamplingOptions) -> Array:
     return jnp.where(temperature > 0, drawn, jnp.argmax(log_probs, axis=-1))
 
 
+def reader_starts(length: int, context_length: int | None) -> list[int]:
+    """Where in a text of `length` tokens its readers have started, the elder first.
+
+    What stands before the elder's start has no influence on the next token, so a prompt is read from there on.
+
+    >>> reader_starts(1000, None)
+    [0]
+    >>> reader_starts(8, 8), reader_starts(9, 8)
+    ([0, 4], [4, 8])
+    """
+    if context_length is None:
+        return [0]
+    stride = context_length - context_length // 2
+    restarts = max(-(-(length - context_length) // stride), 0)
+    return [restarts * stride, (restarts + 1) * stride]
+
+
 class Decoder:
-    """The compiled functions of one model structure: `step`, `prefill`, `draw` and `generate`.
+    """Continues texts with the model that each call is given; compiled once for each structure and number of texts.
 
     Args:
-      graphdef: of `ModelParts`.
       forbidden: [V] bool, tokens that are never drawn (padding and the like); None: all may be.
       eos_id: token that ends a text; None: only the length ends it.
     """
 
-    def __init__(self, graphdef: Any, forbidden: np.ndarray | None = None, eos_id: int | None = None):
-        self._graphdef = graphdef
-        self._forbidden = forbidden
+    def __init__(self, forbidden: np.ndarray | None = None, eos_id: int | None = None):
+        self._forbidden = False if forbidden is None else jnp.asarray(forbidden)
         self._eos_id = -1 if eos_id is None else eos_id
-        self.step: Callable = jax.jit(self._step)
-        self._read_chunk: Callable = jax.jit(self._forward_state)
-        self._read_rest: Callable = jax.jit(self._read_tokens)
-        self.draw: Callable = jax.jit(self._loop, static_argnames="max_tokens")
+        self._initial_states = jax.jit(_initial_states, static_argnums=(1, 2))
+        self._read_chunk = jax.jit(_read_chunk)
+        self._read_rest = jax.jit(_read_rest)
+        self._prepare = jax.jit(_prepare)
+        self._draw = jax.jit(self._draw_chunk)
 
-    def initial_state(self, params: Any, buffers: Any, batch_size: int) -> ModelState:
-        """The state at the start of a document."""
-        return ModelParts(self._graphdef, params, buffers).merge().initial_state(batch_size)
-
-    def _forward_state(self, params: Any, buffers: Any, state: ModelState, tokens: Array) -> ModelState:
-        return ModelParts(self._graphdef, params, buffers).merge()(tokens, state)[1]
-
-    def _step(self, params: Any, buffers: Any, state: ModelState, token: Array) -> tuple[Array, ModelState]:
-        """(log P of the next token [B, V], state) after one token [B]."""
-        return _next(ModelParts(self._graphdef, params, buffers).merge(), state, token, None)
-
-    def _read_tokens(self, params: Any, buffers: Any, state: ModelState, tokens: Array, count: Array) -> ModelState:
-        """Reads the first `count` of tokens [B, PREFILL_CHUNK] one by one."""
-
-        model = ModelParts(self._graphdef, params, buffers).merge()
-        prepared = model.prepare()
-
-        def read(i, state):
-            return model(jax.lax.dynamic_index_in_dim(tokens, i, axis=1), state, prepared=prepared)[1]
-
-        return jax.lax.fori_loop(0, count, read, state)
-
-    def prefill(self, params: Any, buffers: Any, tokens: np.ndarray) -> ModelState:
-        """The state after tokens [B, S] from the start of a document."""
-        state = self.initial_state(params, buffers, tokens.shape[0])
-        whole = tokens.shape[1] // PREFILL_CHUNK * PREFILL_CHUNK
-        for start in range(0, whole, PREFILL_CHUNK):
-            state = self._read_chunk(params, buffers, state, jnp.asarray(tokens[:, start : start + PREFILL_CHUNK]))
-        rest = tokens[:, whole:]
-        padded = np.pad(rest, ((0, 0), (0, PREFILL_CHUNK - rest.shape[1])))
-        return self._read_rest(params, buffers, state, jnp.asarray(padded), rest.shape[1])
-
-    def generate(
-        self, params: Any, buffers: Any, prompt: np.ndarray, max_tokens: int, key: Array, options: SamplingOptions
-    ) -> list[np.ndarray]:
-        """Continues prompts.
+    def prefill(
+        self, parts: ModelParts, prompts: Sequence[np.ndarray], keys: Array, context_length: int | None
+    ) -> Text:
+        """Reads prompts up to their last tokens.
 
         Args:
-          params, buffers: of the model.
-          prompt: [B, S] int, S >= 1.
-          max_tokens: tokens to draw at most.
-          key: of the draws.
-          options: how to draw.
+          parts: the model.
+          prompts: B arrays of ids, each of at least one, each the start of a document.
+          keys: [B], of the draws of each text.
+          context_length: C of `Text`; None is unbounded.
 
         Returns:
-          B arrays of at most max_tokens ids; each ends before its eos token.
+          A batch of B texts.
         """
-        state = self.prefill(params, buffers, prompt[:, :-1])
-        last = jnp.asarray(prompt[:, -1])
-        tokens = np.asarray(self.draw(params, buffers, state, last, key, options, max_tokens=max_tokens))
-        ends = [np.flatnonzero(row == self._eos_id) for row in tokens]
-        return [row[: end[0]] if end.size else row for row, end in zip(tokens, ends, strict=True)]
+        starts = [reader_starts(len(prompt) - 1, context_length) for prompt in prompts]
+        unread = [[prompt[start:-1] for start in row] for prompt, row in zip(prompts, starts, strict=True)]
+        states = self._initial_states(parts, len(prompts), len(starts[0]))
+        chunks = np.array([[len(ids) // PREFILL_CHUNK for ids in row] for row in unread])
+        for chunk in range(chunks.max()):
+            tokens, counts = _padded([[ids[chunk * PREFILL_CHUNK :] for ids in row] for row in unread])
+            states = self._read_chunk(parts, states, tokens, counts == PREFILL_CHUNK)
+        rests = [[ids[len(ids) // PREFILL_CHUNK * PREFILL_CHUNK :] for ids in row] for row in unread]
+        states = self._read_rest(parts, states, *_padded(rests))
+        return Text(
+            states=states,
+            length=jnp.array([len(row[0]) for row in unread], jnp.int32),
+            token=jnp.array([prompt[-1] for prompt in prompts], jnp.int32),
+            key=keys,
+            drawn=jnp.zeros(len(prompts), jnp.int32),
+            ended=jnp.zeros(len(prompts), bool),
+        )
 
-    def _loop(
+    def pieces(
         self,
-        params: Any,
-        buffers: Any,
-        state: ModelState,
-        token: Array,
-        key: Array,
-        options: SamplingOptions,
-        *,
+        parts: ModelParts,
+        prompts: Sequence[np.ndarray],
         max_tokens: int,
-    ) -> Array:
-        """Draws until every text has ended or max_tokens are drawn: [B, max_tokens], filled up with eos."""
-        forbidden = False if self._forbidden is None else jnp.asarray(self._forbidden)
-        model = ModelParts(self._graphdef, params, buffers).merge()
-        prepared = model.prepare()  # once a text: U costs O(D³), a token O(D²)
+        keys: Array,
+        options: SamplingOptions,
+        context_length: int | None = None,
+    ) -> Iterator[list[np.ndarray]]:
+        """Continues prompts, piece by piece.
 
-        def unfinished(carry):
-            i, _, _, done, _ = carry
-            return (i < max_tokens) & ~jnp.all(done)
+        Args:
+          parts, prompts, keys, context_length: as in `prefill`.
+          max_tokens: tokens to draw for each prompt at most.
+          options: how to draw.
 
-        def draw(carry):
-            i, token, state, done, drawn = carry
-            log_probs, state = _next(model, state, token, prepared)
-            allowed = jnp.where(forbidden, -jnp.inf, log_probs)
-            token = sample(jax.random.fold_in(key, i), allowed, options).astype(token.dtype)
-            token = jnp.where(done, self._eos_id, token)
-            return i + 1, token, state, done | (token == self._eos_id), drawn.at[:, i].set(token)
+        Yields:
+          For each prompt the next ids, at most DRAW_CHUNK, and none once its eos token is drawn. What follows from a
+          prompt does not depend on the others, except for the rounding of sums.
+        """
+        prepared = self.prepare(parts)  # once for all texts: U costs O(D³), a token O(D²)
+        texts = self.prefill(parts, prompts, keys, context_length)
+        for start in range(0, max_tokens, DRAW_CHUNK):
+            wanted = min(max_tokens - start, DRAW_CHUNK)
+            texts, tokens = self.draw(parts, prepared, texts, wanted, options, context_length)
+            rows, drawn = np.asarray(tokens), np.asarray(texts.drawn) - start
+            yield [row[: max(count, 0)] for row, count in zip(rows, drawn, strict=True)]
+            if np.all(texts.ended):
+                return
 
-        drawn = jnp.full((token.shape[0], max_tokens), self._eos_id, token.dtype)
-        start = (jnp.int32(0), token, state, jnp.zeros(token.shape, bool), drawn)
-        return jax.lax.while_loop(unfinished, draw, start)[-1]
+    def prepare(self, parts: ModelParts) -> Prepared:
+        """What `draw` needs of the model, computed from its parameters alone."""
+        return self._prepare(parts)
+
+    def draw(
+        self,
+        parts: ModelParts,
+        prepared: Prepared,
+        texts: Text,
+        count: int,
+        options: SamplingOptions,
+        context_length: int | None,
+    ) -> tuple[Text, Array]:
+        """The compiled loop: `count` further tokens of each text, at most DRAW_CHUNK, fewer where a text ends.
+
+        Returns:
+          The texts after them, and the tokens [B, DRAW_CHUNK], of which the first ones are meant.
+        """
+        return self._draw(parts, prepared, texts, jnp.int32(count), options, jnp.int32(context_length or 0))
+
+    def _draw_chunk(
+        self,
+        parts: ModelParts,
+        prepared: Prepared,
+        texts: Text,
+        count: Array,
+        options: SamplingOptions,
+        context_length: Array,
+    ) -> tuple[Text, Array]:
+        model = parts.merge()
+
+        def draw(carry: tuple[Array, Text, Array]) -> tuple[Array, Text, Array]:
+            i, text, tokens = carry
+            log_probs, text = _read_token(model, prepared, text, context_length)
+            allowed = jnp.where(self._forbidden, -jnp.inf, log_probs)
+            token = sample(jax.random.fold_in(text.key, text.drawn), allowed, options).astype(jnp.int32)
+            ended = token == self._eos_id
+            text = text._replace(token=token, drawn=text.drawn + jnp.where(ended, 0, 1), ended=ended)
+            return i + 1, text, tokens.at[i].set(token)
+
+        def draw_text(text: Text) -> tuple[Text, Array]:
+            start = (jnp.int32(0), text, jnp.zeros(DRAW_CHUNK, jnp.int32))
+            _, text, tokens = jax.lax.while_loop(lambda carry: (carry[0] < count) & ~carry[1].ended, draw, start)
+            return text, tokens
+
+        return jax.vmap(draw_text)(texts)
 
 
-def _next(model: SEM, state: ModelState, token: Array, prepared: dict[str, Any] | None) -> tuple[Array, ModelState]:
-    """(log P of the next token [B, V], state) after one token [B]."""
-    psi, state, _ = model(token[:, None], state, prepared=prepared)
-    return model.readout.log_probs(psi[:, 0]), state
+def _prepare(parts: ModelParts) -> Prepared:
+    return parts.merge().prepare()
+
+
+def _padded(rows: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The first PREFILL_CHUNK ids of each entry of rows [B][R], padded with 0, and how many there are."""
+    counts = np.array([[min(len(ids), PREFILL_CHUNK) for ids in row] for row in rows], np.int32)
+    tokens = np.zeros((*counts.shape, PREFILL_CHUNK), np.int32)
+    for index, count in np.ndenumerate(counts):
+        tokens[index][:count] = rows[index[0]][index[1]][:count]
+    return tokens, counts
+
+
+def _initial_states(parts: ModelParts, num_texts: int, num_readers: int) -> ModelState:
+    """States of readers that have read nothing; leading axes [num_texts, num_readers]."""
+    fresh = parts.merge().initial_state(1)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_texts, num_readers, *leaf.shape)), fresh)
+
+
+def _read_chunk(parts: ModelParts, states: ModelState, tokens: Array, reading: Array) -> ModelState:
+    """Reads whole chunks: tokens [B, R, PREFILL_CHUNK] where `reading` [B, R] is true."""
+    model = parts.merge()
+
+    def read(state: ModelState, tokens: Array, reading: Array) -> ModelState:
+        return _choose(reading, model(tokens[None], state)[1], state)
+
+    return jax.vmap(jax.vmap(read))(states, tokens, reading)
+
+
+def _read_rest(parts: ModelParts, states: ModelState, tokens: Array, counts: Array) -> ModelState:
+    """Reads the first `counts` [B, R] of tokens [B, R, PREFILL_CHUNK] one by one."""
+    model = parts.merge()
+    prepared = model.prepare()
+
+    def read(state: ModelState, tokens: Array, count: Array) -> ModelState:
+        return jax.lax.fori_loop(0, count, lambda i, state: _step(model, prepared, state, tokens[i])[1], state)
+
+    return jax.vmap(jax.vmap(read))(states, tokens, counts)
+
+
+def _read_token(model: SEM, prepared: Prepared, text: Text, context_length: Array) -> tuple[Array, Text]:
+    """(log P of the next token [V], the text) after its last token has been read."""
+    states, length = text.states, text.length
+    bounded = jax.tree.leaves(states)[0].shape[0] == 2
+    if bounded:
+        elder, younger = (jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in (0, 1))
+        fresh = model.initial_state(1)
+        kept = context_length // 2
+        full = length >= context_length
+        states = _pair(_choose(full, younger, elder), _choose(full, fresh, younger))
+        length = jnp.where(full, kept, length)
+    psi, states = jax.vmap(lambda state: _step(model, prepared, state, text.token))(states)
+    if bounded:
+        elder, younger = (jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in (0, 1))
+        states = _pair(elder, _choose(length >= context_length - kept, younger, fresh))
+    return model.readout.log_probs(psi[0]), text._replace(states=states, length=length + 1)
+
+
+def _step(model: SEM, prepared: Prepared, state: ModelState, token: Array) -> tuple[Array, ModelState]:
+    """(ψ [D], state) of one reader after one token."""
+    psi, state, _ = model(token[None, None], state, prepared=prepared)
+    return psi[0, 0], state
+
+
+def _choose(condition: Array, first: ModelState, second: ModelState) -> ModelState:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), first, second)
+
+
+def _pair(elder: ModelState, younger: ModelState) -> ModelState:
+    return jax.tree.map(lambda x, y: jnp.stack([x, y]), elder, younger)

@@ -1,32 +1,12 @@
-"""Comparison of training states."""
+"""States that a run must reach."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sem_jax.config import Config
 from sem_jax.optim import Reason
 from sem_jax.training.state import TrainState
-
-
-def differing_leaves(first: Any, second: Any) -> list[str]:
-    """Names of the leaves that are not equal to the bit, in dtype and in bytes: NaN equals itself, 0 differs from -0.
-
-    Raises:
-      ValueError: the trees differ in structure.
-    """
-    ours, theirs = (jax.tree_util.tree_leaves_with_path(jax.device_get(tree)) for tree in (first, second))
-    if [path for path, _ in ours] != [path for path, _ in theirs]:
-        raise ValueError("the trees have different leaves")
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for (path, x), (_, y) in zip(ours, theirs, strict=True)
-        if np.asarray(x).dtype != np.asarray(y).dtype or np.asarray(x).tobytes() != np.asarray(y).tobytes()
-    ]
 
 
 def skip_step(config: Config, state: TrainState, reason: Reason, leaf: int = -1) -> TrainState:

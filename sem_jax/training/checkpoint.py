@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sem_jax.errors import SemJaxError
 from sem_jax.optim import is_sound
 
 PyTree = Any
@@ -34,7 +35,7 @@ Record = dict[str, Entry]
 _MAX_LISTED = 10
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(SemJaxError, RuntimeError):
     """A checkpoint that is missing, damaged, of another configuration or not writable; the message gives the cure."""
 
 

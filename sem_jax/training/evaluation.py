@@ -45,8 +45,8 @@ class Evaluator:
             "loss": loss / weight,
             "nll": nll / weight,
             "bits_per_byte": bits_per_byte(nll / weight, self._bytes_per_token),
-            "cg_residual": float(np.max(worst.residual, initial=0)),
-            "cg_iterations": int(np.max(worst.iterations, initial=0)),
+            "residual": float(np.max(worst.residual, initial=0)),
+            "iterations": int(np.max(worst.iterations, initial=0)),
             "norm_drift": float(np.max(worst.norm_drift, initial=0)),
         }
         return Evaluation(values, worst)

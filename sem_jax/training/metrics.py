@@ -16,11 +16,15 @@ from typing import Any, Literal, TextIO
 import jax
 from tqdm import tqdm
 
+from sem_jax.errors import SemJaxError
+
 PyTree = Any
 FILE_NAME = "metrics.jsonl"
+# Files written by sem_jax 0.1 name the solver in these, whichever it was.
+_OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
 
 
-class MetricsError(ValueError):
+class MetricsError(SemJaxError, ValueError):
     """A metrics file that is missing or damaged; the message gives the line and the cure."""
 
 
@@ -74,6 +78,8 @@ class MetricsWriter:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics file, oldest first, as dicts with "split", "step" and the values; null becomes NaN.
 
+    Values carry the names of today, whatever version of sem_jax has written them.
+
     A torn last line, of a run that is writing it or was killed at it, is left out.
 
     Raises:
@@ -82,7 +88,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise MetricsError(f"{path} does not exist; give the {FILE_NAME} of a run that has started")
-    return [{name: math.nan if v is None else v for name, v in values.items()} for _, values in _parse(path)]
+    return [
+        {_OLD_NAMES.get(name, name): math.nan if v is None else v for name, v in values.items()}
+        for _, values in _parse(path)
+    ]
 
 
 def _strict(value: Any) -> float | str | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sem_jax.config import Config
 from sem_jax.data import Dataset
+from sem_jax.errors import SemJaxError
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
@@ -20,7 +21,7 @@ from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(SemJaxError, RuntimeError):
     """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint."""
 
 
@@ -153,7 +154,7 @@ class Monitor:
             **means,
             bits_per_byte=bpb,
             **values,
-            cg_residual=float(np.max(stats.residual, initial=0)),
+            residual=float(np.max(stats.residual, initial=0)),
             norm_drift=float(np.max(stats.norm_drift, initial=0)),
         )
         self._progress.update(step, loss=means["loss"], bits_per_byte=bpb, **values)
@@ -164,7 +165,7 @@ class Monitor:
         self._writer.write("validation", step, **values)
         self._progress.note(
             f"step {step}: validation {values['nll']:.4f} nats/token, {values['bits_per_byte']:.4f} bits/byte, "
-            f"residual {values['cg_residual']:.1e}, norm drift {values['norm_drift']:.1e}"
+            f"residual {values['residual']:.1e}, norm drift {values['norm_drift']:.1e}"
         )
         self._warn(step, evaluation.propagators)
 

@@ -56,10 +56,27 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
                 f"{folder} holds a run on other data: text, split or tokenizer have changed since; give another "
                 "--workdir, or restore the data to resume it"
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     dataset.tokenizer.save(folder / "tokenizer.json")
     _write_record(folder, config, dataset.fingerprint)
     return changes
+
+
+def make_folder(workdir: str | Path) -> None:
+    """Makes the folder of a run, and those above it, where they are missing.
+
+    Raises:
+      ConfigError: it is a file, or it cannot be made.
+    """
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise ConfigError(
+            f"the workdir {folder} cannot be made: {reason}; give --workdir a folder, or a place for one that can be "
+            "written to"
+        ) from error
 
 
 def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, state: TrainState) -> None:
@@ -158,11 +175,13 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record["config"], dict) or not isinstance(record["data_fingerprint"], str):
             raise KeyError("config")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{path} does not exist, so {folder} is not the workdir of a run; make one with python -m sem_jax.train"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; check that you may read it") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it, or start again in another workdir") from None
     return record | {"config": upgrade(record["config"])}
 

@@ -78,6 +78,8 @@ def test_what_the_vocabulary_cannot_start_from_is_refused(char_model):
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_k": -1}, "top_k"),
+        ({"top_k": 2**31}, "top_k"),
+        ({"context": "endless"}, "context"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
     ],
@@ -97,10 +99,57 @@ def test_generation_continues_the_prompt_by_so_many_tokens(char_model):
     assert char_model.generate("the ", seed=2, top_k=1) == char_model.generate("the ", seed=3, temperature=0)
 
 
+@pytest.mark.parametrize("max_tokens", [1, 2, 17, 100])
+def test_exactly_as_many_tokens_are_drawn_as_asked_for(char_model, max_tokens):
+    text = char_model.generate("the ", max_tokens=max_tokens)
+    assert len(text) == len("the ") + max_tokens
+    assert char_model.generate("the ", max_tokens=101).startswith(text)
+
+
 def test_several_prompts_are_continued_each_as_if_alone(char_model):
-    texts = char_model.generate(["the ", "wave"], seed=4)
-    assert texts == [char_model.generate("the ", seed=4), char_model.generate("wave", seed=5)]
+    prompts = ["the ", "wave", "the wave turns " * 9]
+    texts = char_model.generate(prompts, seed=4)
+    assert texts == [char_model.generate(prompt, seed=4 + i) for i, prompt in enumerate(prompts)]
     assert char_model.generate([]) == []
+
+
+def test_a_restart_forgets_the_start_of_a_long_prompt_and_an_unbounded_context_does_not(char_model):
+    length = char_model.config.data.seq_length
+    prompts = ["t" * count * length + TEXT + "e" * length for count in (1, 20)]  # the same from the last restart on
+    bounded, unbounded = (
+        [char_model.generate(prompt, 30, context=context)[len(prompt) :] for prompt in prompts]
+        for context in ("restart", "unbounded")
+    )
+    assert bounded[0] == bounded[1]
+    assert unbounded[0] != unbounded[1]
+
+
+def test_streaming_gives_the_text_of_generation(char_model):
+    pieces = list(char_model.stream("the ", 150, seed=3))
+    assert len(pieces) > 2
+    assert "the " + "".join(pieces) == char_model.generate("the ", 150, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [([[195], [164, 98]], ["", "äb", ""]), ([[97], [195]], ["a", "", "\ufffd"])],
+    ids=["cut", "incomplete"],
+)
+def test_streaming_waits_for_the_rest_of_a_character(model, monkeypatch, ids, wanted):
+    monkeypatch.setattr(model._decoder, "pieces", lambda *_: ([np.array(piece)] for piece in ids))
+    assert list(model.stream("a")) == wanted
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_a_seed_that_would_be_another_one_is_refused(char_model, seed):
+    with pytest.raises(ConfigError, match=rf"seed = {seed} must lie in 0\.\.4294967295"):
+        char_model.generate("the ", seed=seed)
+
+
+def test_the_largest_seed_and_the_largest_top_k_will_do(char_model):
+    everything = char_model.generate(["the ", "the "], seed=2**32 - 1, top_k=2**31 - 1)
+    assert everything == char_model.generate(["the ", "the "], seed=2**32 - 1, top_k=0)
+    assert everything[1] == char_model.generate("the ", seed=0, top_k=0)  # seeds go round
 
 
 def test_it_says_what_it_is(char_model):

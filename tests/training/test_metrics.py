@@ -100,6 +100,14 @@ def test_damaged_line_is_named_and_nothing_is_lost(tmp_path, damage):
     assert path.read_bytes() == content
 
 
+def test_names_of_older_versions_are_read_as_those_of_today(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("validation", 10, cg_residual=1e-7, cg_iterations=8)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"split": "validation", "step": 10, "residual": 1e-7, "iterations": 8}
+    ]
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(MetricsError, match=r"metrics.jsonl does not exist"):
         read_metrics(tmp_path / "metrics.jsonl")
