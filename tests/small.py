@@ -170,7 +170,7 @@ def output_on_two_devices(program: str) -> str:
 
 
 def adamw_step(p: Any, g: Any, m: Any, v: Any, t: int, rate: float, decay: float, config: OptimizerConfig) -> Any:
-    """(parameter, moments) after the t-th step, from 1, of one leaf in float64; SPEC section 2, Optimizer."""
+    """(parameter, moments) after the t-th step, from 1, of one leaf in float64 (docs/mathematics.md, section 2)."""
     g = np.conj(g)
     m = config.b1 * m + (1 - config.b1) * g
     v = config.b2 * v + (1 - config.b2) * np.abs(g) ** 2

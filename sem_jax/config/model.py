@@ -18,7 +18,7 @@ MOST_ITERATIONS = 10_000
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Token ids to ψ: optimal transport from tokens to a sparse distributed representation (SPEC 2).
+    """Token ids to ψ: transport to a sparse distributed representation (docs/mathematics.md, section 2).
 
     Which causal form is the default was decided by validation loss at equal budget, Shakespeare by characters, D 128,
     4 layers, 1000 steps of 12 x 64, one seed (`python benchmarks/variants.py --path=FILE --dim=128 --layers=4`), nats a
@@ -57,7 +57,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """One sequence-mixing layer: spinor gate, causal convolution, selective SSM (SPEC section 2, Mixer).
+    """One sequence-mixing layer: spinor gate, causal convolution, SSM (docs/mathematics.md, section 2, Mixer).
 
     Initialisation, measured as in `EncoderConfig`: fast 1.9576, ring 2.0039, ring with unit variance 1.9981.
     """
@@ -92,7 +92,7 @@ class MixerConfig:
 
 @dataclass(frozen=True)
 class PropagatorConfig:
-    """One propagator layer: Kerr phase, then a unitary Cayley step (SPEC section 2, Propagator layer)."""
+    """One propagator layer: Kerr phase, then a unitary Cayley step; docs/mathematics.md, section 2."""
 
     solver: Solver = setting("dense", "how the linear system of the Cayley step is solved")
     matvec: Literal["dense", "sparse"] = setting("dense", "the Hamiltonian as one matrix or as an edge list")

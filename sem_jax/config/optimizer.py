@@ -11,7 +11,7 @@ from sem_jax.config.fields import require, setting
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Complex AdamW, its schedule, Langevin noise and the guard (SPEC section 2, Optimizer and Schedule)."""
+    """Complex AdamW, its schedule, Langevin noise and the guard (docs/mathematics.md, section 2, Optimizer)."""
 
     learning_rate: float = setting(1.2e-3, "learning rate of the plateau", above=0)
     schedule: Literal["wsd", "cosine"] = setting(

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import abs_sq, complex_matmul
-from sem_jax.core.graph import HIGHEST
+from sem_jax.core.complex_ops import HIGHEST, abs_sq, complex_matmul
 
 # Smallest Z that is divided by; only ψ = 0, which carries no distribution, falls below it. Its square is still a
 # normal float32; quotients are written w·(1/z), whose gradient at w = 0 is 0 and not 0·inf.

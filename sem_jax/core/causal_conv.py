@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.graph import HIGHEST
+from sem_jax.core.complex_ops import HIGHEST
 
 
 @jax.custom_vjp

@@ -35,8 +35,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import abs_sq, complex_matmul
-from sem_jax.core.graph import HIGHEST, DenseHamiltonian, Hamiltonian, matvec, spectral_bound, to_dense
+from sem_jax.core.complex_ops import HIGHEST, abs_sq, complex_matmul
+from sem_jax.core.graph import DenseHamiltonian, Hamiltonian, matvec, spectral_bound, to_dense
 from sem_jax.core.krylov import SolveInfo, conjugate_gradient
 
 SOLVERS = ("cg", "dense", "chebyshev", "cg_on_cayley")

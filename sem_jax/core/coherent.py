@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.graph import HIGHEST
+from sem_jax.core.complex_ops import HIGHEST
 
 # Entries of the logits that exist at a time: 16 MiB in float32, which a CPU's cache holds in part and which keeps an
 # accelerator busy.

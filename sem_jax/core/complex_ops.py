@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 def abs_sq(z: Array) -> Array:
     """|z|² as a real array, without the square root (and the NaN gradient at 0) of `jnp.abs`."""
@@ -99,7 +101,7 @@ def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None
 
 
 def rms_norm(z: Array, gamma: Array) -> Array:
-    """Phase-preserving RMS normalisation over the last axis (SPEC section 2, Norm).
+    """Phase-preserving RMS normalisation over the last axis (docs/mathematics.md, section 2, Norm).
 
     z·γ / (sqrt(Σ|z|² / n) + 1e-8), n the number of entries with |z|² > 1e-12. A zero vector stays zero and gets a zero
     gradient: the derivative of the square root at 0 is never formed.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-HIGHEST = jax.lax.Precision.HIGHEST
+from sem_jax.core.complex_ops import HIGHEST
 
 
 class SparseHamiltonian(NamedTuple):

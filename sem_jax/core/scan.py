@@ -140,8 +140,9 @@ def clamped_recurrence(
 ) -> tuple[Array, Array]:
     """The recurrence of the PyTorch original, which clamps the state after every `interval`-th position.
 
-    h ← h·min(r, bound)/r with r = sqrt(|h|² + 1e-8), elementwise; the clamped state is emitted and carried (SPEC
-    section 2, Mixer 4). The clamp is not linear, so only the sequential form exists; autodiff goes through it.
+    h ← h·min(r, bound)/r with r = sqrt(|h|² + 1e-8), elementwise; the clamped state is emitted and carried
+    (docs/mathematics.md, section 2, Mixer 4). The clamp is not linear, so only the sequential form exists; autodiff
+    goes through it.
 
     Args:
       a, b: [S, B, ...], complex.

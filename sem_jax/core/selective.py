@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import expi
-from sem_jax.core.graph import HIGHEST
+from sem_jax.core.complex_ops import HIGHEST, expi
 from sem_jax.core.scan import linear_recurrence, reverse_recurrence
 
 

@@ -72,7 +72,7 @@ def initial_log_mass(sweeps: int, num_columns: int, prior: float, dtype=jnp.floa
 
 
 def sequence_sinkhorn(log_kernel: Array, max_iter: int, tol: float) -> Array:
-    """The PyTorch original's plan over the whole sequence: not causal, kept for parity (SPEC section 2, Encoder).
+    """The PyTorch original's plan over the whole sequence: not causal, for parity (docs/mathematics.md, section 2).
 
     Marginals 1/S and 1/M; sweeps stop when max |Δu| < tol over the whole batch. The gradient is that of the sweeps.
 

@@ -1,4 +1,7 @@
-"""The original's state-dict names and what they are called here (SPEC section 6): one table, read both ways."""
+"""The original's state-dict names and what they are called here: one table, read both ways.
+
+docs/mathematics.md, section 6, lists them.
+"""
 
 from __future__ import annotations
 

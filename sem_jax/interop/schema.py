@@ -23,7 +23,7 @@ class Schema(NamedTuple):
 
     num_layers: int
     entries: list[names.Entry]
-    sizes: Sizes  # by the symbols of SPEC: V, D, M, P, S, G, N, b, K, and E0.2 for the edges of layer 0 and scale 2
+    sizes: Sizes  # by the symbols of docs/mathematics.md, such as D; E0.2: edges of layer 0, scale 2
 
 
 def read_schema(arrays: Arrays, label: str) -> Schema:

@@ -39,7 +39,7 @@ _FIELDS = {
     "unitary_lambda": "optimizer.unitary_lambda",
     "max_seq_length": "model.max_seq_length",
 }
-# The original's arithmetic (SPEC section 3).
+# The original's arithmetic (docs/mathematics.md, section 3).
 _SEMANTICS = {
     "model.blocks": "mixers,propagators",
     "model.layout": "mixers_first",

@@ -35,7 +35,7 @@ class TransportStats(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """z[s, j] = sdr[s, j]·exp(i·s·10000^(−j/D)) (SPEC section 2, Encoder).
+    """z[s, j] = sdr[s, j]·exp(i·s·10000^(−j/D)) (docs/mathematics.md, section 2, Encoder).
 
     The transport plan is causal in every form but "sequence_sinkhorn"; its state is the column sums of the prefix
     ("causal_sinkhorn") or nothing.

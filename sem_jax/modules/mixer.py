@@ -29,7 +29,7 @@ class MixerState(NamedTuple):
 
 
 class SpinorGate(nnx.Module):
-    """x + g·(Rx − x): a gated block-diagonal complex rotation (SPEC section 2, Mixer 1)."""
+    """x + g·(Rx − x): a gated block-diagonal complex rotation (docs/mathematics.md, section 2, Mixer 1)."""
 
     def __init__(self, dim: int, block_size: int, rngs: nnx.Rngs):
         shape = (dim // block_size, block_size, block_size)
@@ -50,7 +50,7 @@ class SpinorGate(nnx.Module):
 
 
 class CausalConv(nnx.Module):
-    """Depthwise causal convolution with a real 2x2 kernel on (re, im) per tap and channel (SPEC section 2, Mixer 2).
+    """Depthwise causal convolution, a real 2x2 kernel on (re, im) per tap and channel (docs/mathematics.md, Mixer 2).
 
     The general 2x2 kernel is widely linear: it can treat a wave and its conjugate differently.
     """
@@ -69,7 +69,7 @@ class CausalConv(nnx.Module):
 
 
 class FixedSSM(nnx.Module):
-    """Complex diagonal state space on G contiguous groups of channels (SPEC section 2, Mixer 4).
+    """Complex diagonal state space on G contiguous groups of channels (docs/mathematics.md, section 2, Mixer 4).
 
     h_t = a_t·h_{t−1} + δ_t·(B x_t), y = C h, a = exp(−δ·softplus(A))·exp(iωφ), with (δ, ω) read from the input.
     """
@@ -150,7 +150,7 @@ class MixerStats(NamedTuple):
 
 
 class Mixer(Block):
-    """One mixing layer with pre-norm and residual (SPEC section 2, Mixer)."""
+    """One mixing layer with pre-norm and residual (docs/mathematics.md, section 2, Mixer)."""
 
     PARTS: ClassVar = {
         "norm": ("norm_gamma",),
@@ -202,7 +202,7 @@ class Mixer(Block):
         return rms_norm(x, self.norm_gamma[...])
 
     def amplitude_gate(self, z: Array) -> Array:
-        """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (SPEC section 2, Mixer 3)."""
+        """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (docs/mathematics.md, section 2, Mixer 3)."""
         return z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...]))
 
     def residual(self, x: Array, z: Array) -> Array:

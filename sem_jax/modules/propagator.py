@@ -32,7 +32,7 @@ class PropagatorStats(NamedTuple):
 
 
 class Propagator(Block):
-    """ψ ← U·(ψ·exp(iαI)) with the intensity I = |ψ|²/mean|ψ|² (SPEC section 2, Propagator layer).
+    """ψ ← U·(ψ·exp(iαI)) with the intensity I = |ψ|²/mean|ψ|² (docs/mathematics.md, section 2, Propagator layer).
 
     It mixes the channels of one position and looks at no other.
     """

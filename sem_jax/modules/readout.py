@@ -15,8 +15,9 @@ from sem_jax.modules.linear import complex_weight
 class Readout(nnx.Module):
     """From ψ to a distribution over the vocabulary, under the likelihood that the configuration names.
 
-    "coherent": P(v) ∝ e^{Re(W_v·ψ) + β_v} (SPEC section 9). "born": P(v) ∝ e^{β_v}|W_v·ψ|² (SPEC section 2, Readout,
-    and section 3, rows 6 and 11). "reference": the original's logits and loss.
+    "coherent": P(v) ∝ e^{Re(W_v·ψ) + β_v} (docs/mathematics.md, section 9). "born": P(v) ∝ e^{β_v}|W_v·ψ|²
+    (docs/mathematics.md, section 2, Readout, and section 3, rows 6 and 11). "reference": the original's logits and
+    loss.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):

@@ -21,7 +21,7 @@ from sem_jax.modules.probe import Probe, unobserved
 
 
 class SelectiveSSM(nnx.Module):
-    """A complex selective state space with H heads of P = D/H channels and N states (SPEC section 7).
+    """A complex selective state space with H heads of P = D/H channels and N states (docs/mathematics.md, section 7).
 
     h_t = α_t·h_{t−1} + k_t (δ_t x_t)ᵀ, y_t = h_tᵀ·conj(q_t)/N + d·x_t: queries, keys, δ and ω are read from the input.
     """

@@ -86,9 +86,9 @@ def langevin_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101, algorithm 2) for complex weights, with Langevin noise.
 
-    θ ← θ − η (m̂ / (√v̂ + eps) + λ θ) + noise, with η = schedule(step) · lr_scale (SPEC section 2, Optimizer), times the
-    factor of the parameter's group in update and noise alike. The gradient of a frozen group still counts in the norm
-    that clipping bounds.
+    θ ← θ − η (m̂ / (√v̂ + eps) + λ θ) + noise, with η = schedule(step) · lr_scale (docs/mathematics.md, section 2,
+    Optimizer), times the factor of the parameter's group in update and noise alike. The gradient of a frozen group
+    still counts in the norm that clipping bounds.
 
     Args:
       config: its hyperparameters; the guard's and the schedule's own are not read.

@@ -11,7 +11,7 @@ from sem_jax.config import Config
 from sem_jax.data import Batch, Dataset
 from sem_jax.modules.model import ModelParts
 from sem_jax.modules.propagator import PropagatorStats
-from sem_jax.training.health import bits_per_byte
+from sem_jax.training.metrics import bits_per_byte
 from sem_jax.training.step import make_eval_step
 
 

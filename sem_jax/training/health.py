@@ -16,7 +16,8 @@ from sem_jax.config import PropagatorConfig
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason
 
-# A step's residual may exceed the tolerance by this factor before it counts as not converged (SPEC section 4).
+# A step's residual may exceed the tolerance by this factor before it counts as not converged (docs/mathematics.md,
+# section 4).
 RESIDUAL_FACTOR = 10
 NORM_DRIFT_LIMIT = 1e-4
 # From here on the fastest channels turn by 2·atan(5), 157 of the 180 degrees that there are: the step resolves them no
@@ -135,8 +136,3 @@ def describe_skip(reason: int, leaf: int, names: Sequence[str]) -> str:
         return "loss or gradient norm far above the last steps'"
     cause = f"{_PLACES[Reason(reason)]} not finite or too large"
     return cause if leaf < 0 else f"{cause} in {names[leaf]}"
-
-
-def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """Bits per byte of text from nats per token."""
-    return nats_per_token / (math.log(2) * bytes_per_token)

@@ -116,7 +116,7 @@ def mean_divergence(total: Array, weight: Array, sequences: int, likelihood: str
     """The divergence that α weighs against the loss, from its sum over the target tokens of a batch.
 
     The loss is a mean over target tokens. The default's divergence is one too, so that α weighs like against like; the
-    reference's, as recorded (SPEC section 6), is a sum over positions and a mean over sequences.
+    reference's, as recorded (docs/mathematics.md, section 6), is a sum over positions and a mean over sequences.
 
     Args:
       total: Σ of weight·divergence over the target tokens of all sequences.
@@ -151,7 +151,7 @@ def born_loss(model: SEM, psi: Array, targets: Array, unitary_lambda: float) -> 
 
 
 def reference_loss(model: SEM, psi: Array, targets: Array, unitary_lambda: float) -> tuple[Array, Array]:
-    """The PyTorch original's loss of each token (SPEC section 2, Reference loss), [B, S], and the normalised NLL.
+    """The PyTorch original's loss of each token (docs/mathematics.md, Reference loss), [B, S], and the normalised NLL.
 
     −log(a_y + 1e-12) + λ·log²(Σ_V a + 1e-12): not a likelihood, since scaling the readout alone lowers it. The second
     value is −log softmax(logits)_y, which is one.

@@ -75,6 +75,11 @@ class MetricsWriter:
         self._file.close()
 
 
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """Bits per byte of text from nats per token."""
+    return nats_per_token / (math.log(2) * bytes_per_token)
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics file, oldest first, as dicts with "split", "step" and the values; null becomes NaN.
 

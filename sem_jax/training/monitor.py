@@ -15,8 +15,8 @@ from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
-from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip
-from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput
+from sem_jax.training.health import convergence_warnings, describe_skip
+from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput, bits_per_byte
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 

@@ -1,4 +1,4 @@
-"""State dicts of the original, made by hand from the names and shapes of SPEC section 6."""
+"""State dicts of the original, made by hand from the names and shapes of docs/mathematics.md, section 6."""
 
 from __future__ import annotations
 

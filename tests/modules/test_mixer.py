@@ -125,7 +125,7 @@ SSM = {"dt": ssm_with(input_scale="dt"), "unit_variance": ssm_with(input_scale="
 
 
 def numpy_ssm(params, x, h, position, input_scale):
-    """SPEC's recurrence, one group and one step at a time."""
+    """The recurrence, one group and one step at a time."""
     y = np.zeros_like(x)
     width = DIM // 2
     h = h.copy()

@@ -19,7 +19,7 @@ NUM_SCALES = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and semantics; the values given here are the default semantics (SPEC section 3)."""
+    """Sizes and semantics; the values given here are the default semantics (docs/mathematics.md, section 3)."""
 
     vocab_size: int
     hidden_dim: int

@@ -12,7 +12,8 @@ from sem_jax.config import PropagatorConfig
 from sem_jax.modules.block import Context
 from sem_jax.modules.propagator import Propagator, PropagatorStats
 from sem_jax.optim import Reason
-from sem_jax.training.health import bits_per_byte, convergence_warnings, describe_skip
+from sem_jax.training.health import convergence_warnings, describe_skip
+from sem_jax.training.metrics import bits_per_byte
 
 
 def layer_stats(**changes):
