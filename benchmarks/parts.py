@@ -19,6 +19,7 @@ from sem_jax.modules.block import Context
 from sem_jax.modules.mixer import FixedSSM, Mixer, MixerState
 from sem_jax.modules.model import SEM, scan_layers
 from sem_jax.modules.propagator import Propagator
+from sem_jax.modules.selective_mixer import SelectiveMixer, SelectiveSSM
 from sem_jax.training.loss import token_losses
 
 
@@ -86,8 +87,19 @@ def _layers(model: SEM, config: Config) -> Iterator[tuple[str, Part]]:
 
 
 def _mixer(mixer: Mixer, x: Array, past: MixerState, context: Context) -> dict[str, tuple[Any, ...]]:
-    ssm, position = mixer.ssm, context.position
-    states = complex_normal(jax.random.key(1), (x.shape[1], *past.ssm.shape), 1.0)
+    ssm = _selective_ssm if isinstance(mixer, SelectiveMixer) else _fixed_ssm
+    return {
+        "norm": (lambda m, z: m.norm(z), mixer, x),
+        "spinor_gate": (lambda m, z: m(z), mixer.spinor_gate, x),
+        "conv": (lambda m, *inputs: m(*inputs)[0], mixer.conv, x, past.taps, context.position),
+        "amplitude_gate": (lambda m, z: m.amplitude_gate(z), mixer, x),
+        **ssm(mixer.ssm, x, past.ssm, context.position),
+        "out_proj": (lambda m, z, x: m.residual(x, complex_matmul(z, m.out_proj[...])), mixer, x, x),
+    }
+
+
+def _fixed_ssm(ssm: FixedSSM, x: Array, h0: Array, position: Array) -> dict[str, tuple[Any, ...]]:
+    states = complex_normal(jax.random.key(1), (x.shape[1], *h0.shape), 1.0)
     dt, omega, entering = ssm.inputs(x)
 
     def recurrence(m: FixedSSM, dt: Array, omega: Array, entering: Array, h0: Array, starts: Array) -> Array:
@@ -95,14 +107,16 @@ def _mixer(mixer: Mixer, x: Array, past: MixerState, context: Context) -> dict[s
         return selective_recurrence(dt, omega, decay, m.phase[...], entering, h0, starts, m.config.scan)
 
     return {
-        "norm": (lambda m, z: m.norm(z), mixer, x),
-        "spinor_gate": (lambda m, z: m(z), mixer.spinor_gate, x),
-        "conv": (lambda m, *inputs: m(*inputs)[0], mixer.conv, x, past.taps, position),
-        "amplitude_gate": (lambda m, z: m.amplitude_gate(z), mixer, x),
         "ssm/inputs": (lambda m, z: m.inputs(z), ssm, x),
-        "ssm/scan": (recurrence, ssm, dt, omega, entering, past.ssm, position.T == 0),
+        "ssm/scan": (recurrence, ssm, dt, omega, entering, h0, position.T == 0),
         "ssm/output": (lambda m, h: complex_matmul(h, m.out_proj[...]), ssm, states),
-        "out_proj": (lambda m, z, x: m.residual(x, complex_matmul(z, m.out_proj[...])), mixer, x, x),
+    }
+
+
+def _selective_ssm(ssm: SelectiveSSM, x: Array, h0: Array, position: Array) -> dict[str, tuple[Any, ...]]:
+    return {
+        "ssm/inputs": (lambda m, z: (m.queries_and_keys(z), m.step_sizes(z)), ssm, x),
+        "ssm": (lambda m, *inputs: m(*inputs)[0], ssm, x, h0, position),
     }
 
 

@@ -24,19 +24,29 @@ _STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")
 _DIM = flags.DEFINE_integer("dim", 64, "Channels.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each variant.")
-_GROUPS = flags.DEFINE_list("groups", ["encoder", "ssm"], "Which comparisons: encoder, ssm.")
+_GROUPS = flags.DEFINE_list("groups", ["model"], "Which comparisons: model, encoder, ssm.")
 
+FIXED = {"mixer.kind": "fixed", "likelihood": "born", "layout": "mixers_first"}
 VARIANTS = {
+    "model": {
+        "fixed B and C, Born": {"mixer.kind": "fixed", "likelihood": "born"},
+        "fixed B and C, coherent": {"mixer.kind": "fixed", "likelihood": "coherent"},
+        "selective, Born": {"mixer.kind": "selective", "likelihood": "born"},
+        "selective, coherent": {},
+        "interleaved": {"layout": "interleaved"},
+        "mixers first": {"layout": "mixers_first"},
+        "no propagators": {"blocks": "mixers"},
+    },
     "encoder": {
-        "embedding alone": {"encoder.transport": "none"},
-        "row softmax": {"encoder.transport": "row_softmax", "encoder.embedding_skip": False},
-        "row softmax + skip": {"encoder.transport": "row_softmax"},
-        "causal Sinkhorn + skip": {"encoder.transport": "causal_sinkhorn", "encoder.sinkhorn_max_iter": 3},
+        "embedding alone": FIXED | {"encoder.transport": "none"},
+        "row softmax": FIXED | {"encoder.transport": "row_softmax", "encoder.embedding_skip": False},
+        "row softmax + skip": FIXED | {"encoder.transport": "row_softmax"},
+        "causal Sinkhorn + skip": FIXED | {"encoder.transport": "causal_sinkhorn", "encoder.sinkhorn_max_iter": 3},
     },
     "ssm": {
-        "fast, δ": {"mixer.ssm_init": "fast", "mixer.input_scale": "dt"},
-        "ring, δ": {"mixer.ssm_init": "ring", "mixer.input_scale": "dt"},
-        "ring, unit variance": {"mixer.ssm_init": "ring", "mixer.input_scale": "unit_variance"},
+        "fast, δ": FIXED | {"mixer.ssm_init": "fast", "mixer.input_scale": "dt"},
+        "ring, δ": FIXED | {"mixer.ssm_init": "ring", "mixer.input_scale": "dt"},
+        "ring, unit variance": FIXED | {"mixer.ssm_init": "ring", "mixer.input_scale": "unit_variance"},
     },
 }
 
@@ -44,7 +54,7 @@ VARIANTS = {
 def configure(fields: dict, seed: int):
     config = default()
     config.model.update(hidden_dim=_DIM.value, num_layers=_LAYERS.value, remat="elementwise")
-    config.model.mixer.num_groups = _DIM.value // 16
+    config.model.mixer.update(num_groups=_DIM.value // 16, num_heads=8)
     config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
     config.optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=_STEPS.value // 2)

@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = default()
     config.name = "reference"
-    config.model.likelihood = "reference"
+    config.model.update(likelihood="reference", layout="mixers_first")
     config.model.encoder.update(transport="sequence_sinkhorn", embedding_skip=False)
-    config.model.mixer.update(ssm_init="fast", input_scale="dt", clamp_interval=256)
+    config.model.mixer.update(kind="fixed", ssm_init="fast", input_scale="dt", clamp_interval=256)
     config.model.propagator.update(solver="dense", cayley_dt=0.1)
     config.optimizer.update(unitary_lambda=0.1, weight_decay=0.1, decay_all=True)
     config.data.reset_at_boundary = False

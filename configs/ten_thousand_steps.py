@@ -1,7 +1,8 @@
 """10,000 steps at the seed recipe's learning rate 1.2e-3 and temperature 1e-5: does a small model stay finite?
 
 The optimizer of max_aggression (warm-up 1000, weight decay 0.1, clipping at 1, Langevin noise; the decay is the last
-1000 steps) and its propagator (CG, 8 iterations, dt 0.1, sparsity 8) on a model small enough for one core.
+1000 steps) and its propagator (CG, 8 iterations, dt 0.1, sparsity 8) on a model small enough for one core, with the
+seed's mixer of fixed B and C and the Born readout.
 docs/stability.md tells what came of it.
 
 Command:  python -m sem_jax.train --config=configs/ten_thousand_steps.py --workdir=runs/ten_thousand_steps
@@ -16,7 +17,8 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = default()
     config.name = "ten_thousand_steps"
-    config.model.update(hidden_dim=64, num_layers=4)
+    config.model.update(hidden_dim=64, num_layers=4, likelihood="born", layout="mixers_first")
+    config.model.mixer.kind = "fixed"
     config.model.propagator.update(
         solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8
     )

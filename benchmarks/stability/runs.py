@@ -66,7 +66,8 @@ def configure(program: Program, steps: int, dim: int, layers: int) -> Config:
     """The fixed recipe at the size of the study with the solver of the program."""
     config = default()
     config.model.update(hidden_dim=dim, num_layers=layers)
-    config.model.mixer.num_groups = dim // 16
+    config.model.update(likelihood="born", layout="mixers_first")  # the original's, but for the normalised loss
+    config.model.mixer.update(kind="fixed", num_groups=dim // 16)
     config.model.propagator.update(solver=program.solver, cg_max_iter=program.iterations, solver_tol=1e-7)
     config.model.propagator.update(cayley_dt=0.1, laplacian_sparsity=8)
     config.optimizer.update(learning_rate=FIXED.learning_rate, temperature=FIXED.temperature)

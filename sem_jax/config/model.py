@@ -63,7 +63,7 @@ class MixerConfig:
     """
 
     kind: Literal["fixed", "selective"] = setting(
-        "fixed",
+        "selective",
         "what the state takes in and gives out: by fixed matrices B and C, as in the reference, or by keys and queries "
         "that are read from each token",
     )
@@ -141,7 +141,7 @@ class ModelConfig:
     mixer: MixerConfig = field(default_factory=MixerConfig)
     propagator: PropagatorConfig = field(default_factory=PropagatorConfig)
     likelihood: Literal["coherent", "born", "reference"] = setting(
-        "born",
+        "coherent",
         "distribution over the vocabulary: the Born rule on coherent states, the Born rule on D dimensions, or the "
         "reference's unnormalised loss",
     )

@@ -27,8 +27,10 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
             "one with row_softmax"
         )
     encoder.pop("population_rate", None)
-    if mixer.get("scan") == "chunked":
-        mixer["scan"] = "auto"  # it evaluated the same recurrence
+    if "kind" not in mixer:
+        mixer["kind"] = "fixed"  # there was no other
+        if mixer.get("scan") == "chunked":
+            mixer["scan"] = "auto"  # it evaluated the same recurrence
     if "cg_tol" in propagator:
         propagator["solver_tol"] = propagator.pop("cg_tol")
     # Before the order of the layers could be chosen, it was this one.

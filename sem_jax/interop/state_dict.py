@@ -46,6 +46,7 @@ _SEMANTICS = {
     "model.likelihood": "reference",
     "model.encoder.transport": "sequence_sinkhorn",
     "model.encoder.embedding_skip": False,
+    "model.mixer.kind": "fixed",
     "model.mixer.input_scale": "dt",
     "model.mixer.clamp_interval": 256,
 }

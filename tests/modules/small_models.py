@@ -39,7 +39,8 @@ def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfi
             sinkhorn_max_iter=3,
             sinkhorn_prior=2.0,
         ),
-        mixer=MixerConfig(block_size=4, conv_width=3, num_groups=2, state_dim=3),
+        likelihood="born",
+        mixer=MixerConfig(kind="fixed", block_size=4, conv_width=3, num_groups=2, state_dim=3),
         propagator=PropagatorConfig(
             solver=solver, laplacian_sparsity=2, cayley_dt=0.5, cg_max_iter=20, solver_tol=1e-3
         ),

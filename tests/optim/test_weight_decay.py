@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from sem_jax.config import EncoderConfig, ModelConfig, OptimizerConfig
+from sem_jax.config import EncoderConfig, MixerConfig, ModelConfig, OptimizerConfig
 from sem_jax.modules.model import abstract_model
 from sem_jax.optim import add_weight_decay, langevin_adamw
 
@@ -42,15 +42,21 @@ MATRICES = {
 }
 
 
-# Arrays of two dimensions that multiply no vector: a bias of (re, im) pairs, and the SSM's decay and phase of each
-# state in each group, whose zero is a particular time constant rather than the absence of one.
-NO_MATRICES = {"bias", "decay", "phase"}
+# Arrays of two dimensions that multiply no vector: a bias of pairs, and the SSM's decay and phase of each state in each
+# group, whose zero is a particular time constant rather than the absence of one.
+NO_MATRICES = {"bias", "decay", "phase", "qk_bias"}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"blocks": "mixers"}, {"layout": "interleaved"}, {"encoder": EncoderConfig(transport="none")}],
-    ids=["default", "mixers", "interleaved", "no plan"],
+    [
+        {},
+        {"mixer": MixerConfig(kind="fixed")},
+        {"blocks": "mixers"},
+        {"layout": "interleaved"},
+        {"encoder": EncoderConfig(transport="none")},
+    ],
+    ids=["default", "fixed", "mixers", "interleaved", "no plan"],
 )
 def test_of_a_model_exactly_the_matrices_decay(changes):
     """What the modules say of their parameters: two or more dimensions in a layer, and none of the names above."""
@@ -74,7 +80,7 @@ def test_of_the_default_model_these_decay():
     assert marked == {
         "encoder.embedding", "encoder.codebook", "encoder.input_proj.weight", "encoder.sdr_to_hidden.weight",
         "mixers.spinor_gate.rotation", "mixers.spinor_gate.gate_proj.weight", "mixers.conv.kernel", "mixers.out_proj",
-        "mixers.ssm.in_proj", "mixers.ssm.out_proj", "mixers.ssm.dt_proj.weight", "readout.weight",
+        "mixers.ssm.qk_proj", "mixers.ssm.rates.weight", "mixers.output_gate.weight", "readout.weight",
     }  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def model_config(changes: dict[str, Any] | None = None) -> ModelConfig:
             sinkhorn_max_iter=3,
             sinkhorn_prior=2.0,
         ),
-        mixer=MixerConfig(block_size=4, conv_width=3, num_groups=2, state_dim=5),
+        likelihood="born",
+        mixer=MixerConfig(kind="fixed", block_size=4, conv_width=3, num_groups=2, state_dim=5),
         propagator=PropagatorConfig(cayley_dt=0.7),
         born_floor=1e-3,
     )
