@@ -125,7 +125,10 @@ def export_state_dict(tree: SEM | ModelParts | Mapping[str, Any]) -> dict[str, n
     known = {entry.path for entry in entries} | {names.FREQUENCY}
     if unknown := flat.keys() - known:
         listed = ", ".join(sorted("/".join(map(str, path)) for path in unknown))
-        raise InteropError(f"no model has a leaf {listed}; give a model, ModelParts or a tree like ModelParts.params")
+        raise InteropError(
+            f"the original has nothing like {listed}; give a model with config.model.mixer.kind = fixed, "
+            "its ModelParts or a tree like its ModelParts.params"
+        )
     arrays: dict[str, np.ndarray] = {}
     if names.FREQUENCY in flat:
         arrays[names.POSITIONAL_PHASE] = phase_of(flat[names.FREQUENCY], length)

@@ -298,7 +298,7 @@ def test_exported_arrays_are_the_callers_own():
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"mixers": {"speed": np.zeros(2)}}, "no model has a leaf mixers/speed"),
+        ({"mixers": {"speed": np.zeros(2)}}, "the original has nothing like mixers/speed"),
         (3, "a int is not exported"),
         (
             {"mixers": {"norm_gamma": np.zeros((2, D))}, "propagators": {"alpha": np.zeros((3, D))}},
