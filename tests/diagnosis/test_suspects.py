@@ -220,8 +220,9 @@ def test_every_component_reads_what_came_before(healthy):
 
 
 def diagnosis_of(healthy, **changes):
-    """(configuration, diagnosis) of a fresh model of another form on the same batch."""
+    """(configuration, diagnosis) of a fresh model of another form, small to compile, on the same batch."""
     config, _, batch, _ = healthy
+    changes["encoder"] = dataclasses.replace(config.model.encoder, transport="none")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
     return config, diagnose(config, init_state(config), batch)
 

@@ -29,8 +29,7 @@ FORMS = {
         "model__propagator__matvec": "sparse",
         "model__remat": "layers",
     },
-    "interleaved": {"model__layout": "interleaved", "model__encoder__transport": "causal_sinkhorn"},
-    "mixers": {"model__blocks": "mixers", "model__encoder__transport": "none"},
+    "interleaved": {"model__layout": "interleaved", "model__encoder__transport": "none"},
 }
 
 
