@@ -67,8 +67,8 @@ RUNS = {
     "default": Run({}, documents=True, micro_batch=2),
     # The noise of the warm-up is capped; on the plateau, where 2T/η = .005, small second moments are at the floor. T is
     # a power of two, so that its product with a float32 learning rate is exact in both precisions.
-    "T > 0": Run(
-        {},
+    "causal Sinkhorn, T > 0": Run(
+        {"encoder.transport": "causal_sinkhorn"},
         documents=True,
         optimizer={"temperature": 2.0**-17, "noise_floor": 0.01},
     ),
