@@ -26,7 +26,12 @@ def rotations(monkeypatch):
     monkeypatch.setattr("sem_jax.modules.blocks.BLOCKS", BLOCKS)
     names: dict = {"__name__": "worked_example"}
     exec(example_in(PAGE), names)
-    yield config(model__vocab_size=11, model__blocks="mixers,rotations,propagators", model__layout="interleaved")
+    yield config(
+        model__vocab_size=11,
+        model__blocks="mixers,rotations,propagators",
+        model__layout="interleaved",
+        optimizer__warmup_steps=0,  # so that the first step moves something
+    )
     del BLOCKS["rotations"]
 
 
