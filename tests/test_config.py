@@ -181,8 +181,12 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model.hidden_dim": 100, "model.mixer.block_size": 4}, ["model.mixer.num_groups = 8", "hidden_dim = 100"]),
-        ({"model.hidden_dim": 100, "model.mixer.num_groups": 4}, ["model.mixer.block_size = 8", "hidden_dim = 100"]),
+        ({"model.hidden_dim": 100, "model.mixer.block_size": 4}, ["model.mixer.num_heads = 8", "hidden_dim = 100"]),
+        (
+            {"model.hidden_dim": 100, "model.mixer.block_size": 4, "model.mixer.kind": "fixed"},
+            ["model.mixer.num_groups = 8", "hidden_dim = 100"],
+        ),
+        ({"model.hidden_dim": 100, "model.mixer.num_heads": 4}, ["model.mixer.block_size = 8", "hidden_dim = 100"]),
         ({"model.encoder.sdr_sparsity": 129}, ["sdr_sparsity = 129", "sdr_candidates = 128"]),
         ({"model.encoder.transport": "none", "model.encoder.embedding_skip": False}, ["transport", "embedding_skip"]),
         ({"model.mixer.ring_max_timescale": 1.0}, ["ring_max_timescale = 1.0"]),
@@ -227,7 +231,12 @@ def test_a_whole_float_is_an_integer_and_an_integer_a_float():
         ({"training.distill_weight": 0.5}, ["training.distill_weight = 0.5 needs a teacher", "training.ema_decay"]),
         ({"training.distill_weight": 1.0, "training.ema_decay": 0.9}, ["training.distill_weight = 1"]),
         (
-            {"training.distill_weight": 0.5, "training.ema_decay": 0.9, "model.born_floor": 0.0},
+            {
+                "training.distill_weight": 0.5,
+                "training.ema_decay": 0.9,
+                "model.born_floor": 0.0,
+                "model.likelihood": "born",
+            },
             ["training.distill_weight", "model.born_floor > 0"],
         ),
     ],
@@ -382,7 +391,8 @@ def test_help_names_each_field_once_with_default_meaning_and_range():
 
 def earlier_record():
     """What version 0.1.0 wrote, as far as it differs from what this one writes."""
-    record = dataclasses.asdict(build(fields()))
+    record = dataclasses.asdict(build(fields(model__likelihood="born")))
+    del record["model"]["mixer"]["kind"], record["model"]["mixer"]["num_heads"]
     del record["model"]["layout"], record["model"]["blocks"]
     del record["model"]["propagator"]["solver_tol"]
     record["model"]["propagator"]["cg_tol"] = 1e-5
@@ -394,7 +404,11 @@ def earlier_record():
 def test_a_record_of_an_earlier_version_is_upgraded():
     record = earlier_record()
     before = json.dumps(record)
-    assert build(upgrade(record)) == build(fields(model__propagator__solver_tol=1e-5))
+    expected = override(
+        fields(model__propagator__solver_tol=1e-5, model__likelihood="born"),
+        {"model.mixer": {**fields()["model"]["mixer"], "kind": "fixed", "num_heads": 8}},
+    )
+    assert build(upgrade(record)) == build(expected)
     assert json.dumps(record) == before
 
 

@@ -316,7 +316,9 @@ def test_what_is_no_models_tree_is_refused(tree, message):
     [("row_softmax", set()), ("none", {"codebook", "input_proj.weight", "input_proj.bias", "weight", "bias"})],
 )
 def test_default_models_are_exported_with_the_names_that_they_have(transport, absent):
-    config = small_config(model__vocab_size=V, model__encoder__transport=transport)
+    config = small_config(
+        model__vocab_size=V, model__encoder__transport=transport, model__likelihood="born", model__mixer__kind="fixed"
+    )
     exported = export_state_dict(init_model(config.model, 0))
     original = {name for name in STATE if ".1." not in name.replace("scales.1.", "")}
     assert {name.removeprefix("encoder.").removeprefix("cost.").removeprefix("sdr_to_hidden.")
@@ -330,7 +332,20 @@ def test_default_models_are_exported_with_the_names_that_they_have(transport, ab
     ]
 
 
+def test_a_selective_mixer_has_no_place_in_the_original():
+    config = small_config(model__vocab_size=V, model__mixer__kind="selective")
+    assert "config.model.mixer.kind = selective" in differences(config)
+    with pytest.raises(InteropError, match=r"nothing like .*mixers/ssm/qk_proj.*mixer\.kind = fixed"):
+        export_state_dict(init_model(config.model, 0))
+
+
 def test_blocks_and_layout_of_another_model_are_told_as_differences():
-    config = small_config(model__vocab_size=V, model__layout="interleaved", model__blocks="mixers")
+    config = small_config(
+        model__vocab_size=V,
+        model__layout="interleaved",
+        model__blocks="mixers",
+        model__likelihood="born",
+        model__mixer__kind="fixed",
+    )
     assert differences(config)[:2] == ["config.model.blocks = mixers", "config.model.layout = interleaved"]
     assert not any(name.startswith("propagator") for name in export_state_dict(init_model(config.model, 0)))
