@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = default()
     config.name = "quickstart"
-    config.model.update(hidden_dim=128, num_layers=4, remat="elementwise")
+    config.model.update(hidden_dim=128, num_layers=4, layout="interleaved")
     config.data.update(tokenizer="bpe", bpe_vocab_size=2048, seq_length=64)
     config.optimizer.update(learning_rate=6e-3, b2=0.99, warmup_steps=100, decay_steps=500, lr_min_ratio=0.03)
     config.training.update(max_steps=1000, global_batch=16, micro_batch=16)
