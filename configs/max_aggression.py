@@ -6,7 +6,8 @@ unstable, change in this order: optimizer.learning_rate = 6e-4, optimizer.temper
 model.propagator.cg_max_iter = 10.
 
 Variants, as `--config=configs/max_aggression.py:NAME`; model and optimizer are the same in all of them:
-  (none)       for one small machine: 1000 steps of 4 x 256 = 1024 tokens on the Python standard library, COST
+  (none)       for one small machine: 1000 steps of 4 x 256 = 1024 tokens on the Python standard library, without a
+               teacher; 4 to 9 s a step on two CPU cores that were shared, so an hour or two
   seed         the seed's batch: 100,000 steps of 4096 x 1024 = 4.2 M tokens, 420 billion in all, with a teacher
   fineweb_edu  the same on the seed's dataset, read while training (`pip install '.[hf]'`), documents with a
                quality score of at least 3

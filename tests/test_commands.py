@@ -75,7 +75,7 @@ def test_a_missing_workdir_is_one_line(folder, tmp_path):
 
 def test_an_impossible_value_is_one_line(folder, tmp_path):
     done = run(folder, training(folder, tmp_path / "run", "--config.model.hidden_dim=15"))
-    assert_is_one_line_error(done, "config.model.mixer.num_groups = 2", "config.model.hidden_dim = 15")
+    assert_is_one_line_error(done, "config.model.mixer.num_heads = 2", "config.model.hidden_dim = 15")
     assert not (tmp_path / "run").exists()
 
 

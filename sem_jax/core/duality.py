@@ -19,6 +19,8 @@ again and keeps one state a chunk, never [S, N, P].
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -89,65 +91,73 @@ def selective_state_space(
     return jnp.moveaxis(y, 0, 1).reshape(batch, -1, *y.shape[3:])[:, :length], h
 
 
+class _Pair(NamedTuple):
+    """A complex array by its parts.
+
+    Real arrays all the way: XLA:CPU vectorises their products and sums, and takes complex entries apart one by one.
+    """
+
+    real: Array
+    imag: Array
+
+    def times(self, factor: Array) -> _Pair:
+        """The product with a real array."""
+        return _Pair(factor * self.real, factor * self.imag)
+
+
+def _pair(z: Array) -> _Pair:
+    return _Pair(z.real, z.imag)
+
+
 def _one_chunk(h: Array, tokens: tuple[Array, ...], decay: Array, phase: Array) -> tuple[Array, Array]:
     """(state after the chunk, y [B, T, H, P])."""
     q, k, x, dt, omega, starts = tokens
     length, states = q.shape[1:]
     # Heads before tokens: every product below is one batch of matrices over [B, H].
     total_decay, total_turn = (jnp.cumsum(jnp.swapaxes(rate, 1, 2), axis=-1) for rate in (dt * decay, omega))
-    turn = expi(-total_turn[..., None] * phase[:, None])  # e^{−iθ} [B, H, T, N]
-    q, k = (turn * qk[:, None] for qk in (q, k))
-    u = jnp.swapaxes(dt[..., None] * x, 1, 2)  # [B, H, T, P]
+    theta = total_turn[..., None] * phase[:, None]  # [B, H, T, N]
+    cos, sin = jnp.cos(theta), jnp.sin(theta)
+    turned_q, turned_k = (_turned_back(_pair(qk[:, None]), cos, sin) for qk in (q, k))
+    u = _pair(jnp.swapaxes(x, 1, 2)).times(jnp.swapaxes(dt, 1, 2)[..., None])  # [B, H, T, P]
 
     document = jnp.cumsum(starts, axis=-1)
     past = jnp.tril(jnp.ones((length, length), bool)) & (document[:, :, None] == document[:, None, :])
     exponent = total_decay[..., None, :] - total_decay[..., None]  # Λ_s − Λ_t [B, H, T, T]
     weight = jnp.exp(jnp.where(past[:, None], exponent, -jnp.inf)) / states
-    real, imag = _conjugate_products(q, k)
-    y = _complex_by_parts(weight * real, weight * imag, u)
+    within = _product(_conjugate_products(turned_q, turned_k).times(weight), u)
 
     carried = jnp.where((document == 0)[:, None], jnp.exp(-total_decay), 0) / states
-    y += carried[..., None] * _conjugate_times(q, h)
+    conjugate = _Pair(turned_q.real, -turned_q.imag).times(carried[..., None])
+    from_before = _product(conjugate, _pair(h))
+    y = jax.lax.complex(within.real + from_before.real, within.imag + from_before.imag)
 
     # What is left of each token at the end of the chunk, if its document is still read.
     left = jnp.where((document == document[:, -1:])[:, None], jnp.exp(total_decay - total_decay[..., -1:]), 0)
-    entered = _transposed_times(left[..., None] * k, u)
+    rows = _Pair(*(jnp.swapaxes(part, -1, -2) for part in turned_k.times(left[..., None])))
     kept = jnp.where((document[:, -1] == 0)[:, None], jnp.exp(-total_decay[..., -1]), 0)
-    h = turn[:, :, -1].conj()[..., None] * (kept[..., None, None] * h + entered)
+    turn = jax.lax.complex(cos[:, :, -1], sin[:, :, -1])[..., None]
+    h = turn * (kept[..., None, None] * h + jax.lax.complex(*_product(rows, u)))
     return h, jnp.swapaxes(y, 1, 2)
 
 
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=HIGHEST)
+def _turned_back(z: _Pair, cos: Array, sin: Array) -> _Pair:
+    """z·e^{−iθ}."""
+    return _Pair(z.real * cos + z.imag * sin, z.imag * cos - z.real * sin)
 
 
-def _by_parts(z: Array, axis: int = -1) -> Array:
-    return jnp.concatenate([z.real, z.imag], axis=axis)
+def _conjugate_products(q: _Pair, k: _Pair) -> _Pair:
+    """q_tᴴ k_s of all pairs: [..., T, N] twice to [..., T, T], by two real products."""
+    left = jnp.concatenate(q, axis=-1)
+    right = (jnp.concatenate(parts, axis=-1) for parts in (k, (k.imag, -k.real)))
+    return _Pair(*(jnp.einsum("...tn,...sn->...ts", left, each, precision=HIGHEST) for each in right))
 
 
-def _conjugate_products(q: Array, k: Array) -> tuple[Array, Array]:
-    """Re and Im of q_tᴴ k_s for all pairs: [..., T, N] twice to [..., T, T] twice, by two real products."""
-    left = _by_parts(q)
-    swapped = jnp.concatenate([k.imag, -k.real], axis=-1)
-    return _matmul(left, jnp.swapaxes(_by_parts(k), -1, -2)), _matmul(left, jnp.swapaxes(swapped, -1, -2))
-
-
-def _complex_by_parts(real: Array, imag: Array, u: Array) -> Array:
-    """(real + i·imag)·u: real [..., T, T] matrices and complex [..., T, P], by two real products."""
-    parts = _by_parts(u)
-    by_real, by_imag = _matmul(real, parts), _matmul(imag, parts)
+def _product(a: _Pair, b: _Pair) -> _Pair:
+    """a·b of matrices [..., I, J] and [..., J, K], by two real products."""
+    both = jnp.concatenate(b, axis=-1)
+    by_real, by_imag = (jnp.matmul(part, both, precision=HIGHEST) for part in a)
     (rr, ri), (ir, ii) = jnp.split(by_real, 2, axis=-1), jnp.split(by_imag, 2, axis=-1)
-    return jax.lax.complex(rr - ii, ri + ir)
-
-
-def _conjugate_times(q: Array, h: Array) -> Array:
-    """conj(q)·h: [..., T, N] and [..., N, P] to [..., T, P]."""
-    return _complex_by_parts(q.real, -q.imag, h)
-
-
-def _transposed_times(k: Array, u: Array) -> Array:
-    """kᵀ·u: [..., T, N] and [..., T, P] to [..., N, P]."""
-    return _complex_by_parts(jnp.swapaxes(k.real, -1, -2), jnp.swapaxes(k.imag, -1, -2), u)
+    return _Pair(rr - ii, ri + ir)
 
 
 def _recurrent(

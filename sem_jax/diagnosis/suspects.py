@@ -40,7 +40,7 @@ def find_suspects(config: Config, diagnosis: Diagnosis) -> list[Finding]:
         *_not_finite(diagnosis.components),
         *_loss(config, diagnosis),
         *_sizes(diagnosis.components),
-        *_mixers(diagnosis),
+        *_mixers(config, diagnosis),
         *_propagators(config, diagnosis),
         *_transport(config, diagnosis),
         *_noise(diagnosis),
@@ -130,7 +130,7 @@ def _sizes(components: list[Component]) -> Iterator[Finding]:
             yield Finding(c.name, "tail index", tail, TAIL_LIMIT, "optimizer.clip_norm", text)
 
 
-def _mixers(diagnosis: Diagnosis) -> Iterator[Finding]:
+def _mixers(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
     for number, layer in enumerate(diagnosis.mixers):
         name = f"mixers.{number}"
         yield from _growth(f"{name}.residual", layer.gradient_growth, _WEIGHTS, _SHRINK)
@@ -147,12 +147,15 @@ def _mixers(diagnosis: Diagnosis) -> Iterator[Finding]:
             )
             yield Finding(f"{name}.ssm", "memory", layer.decay, MEMORY_LIMIT, "optimizer.learning_rate", text)
         if layer.state > STATE_LIMIT:
+            field, cure = _WEIGHTS, _SHRINK
+            if config.model.mixer.kind == "fixed":
+                field = "model.mixer.clamp_interval"
+                cure = f"set config.{field} = 256, or config.model.mixer.input_scale = unit_variance"
             text = (
                 f"{name}.ssm: its state reaches {layer.state:.3g}, above {STATE_LIMIT:g}, with decays up to "
-                f"|a| = {layer.decay:.6f}; set config.model.mixer.clamp_interval = 256, or "
-                "config.model.mixer.input_scale = unit_variance"
+                f"|a| = {layer.decay:.6f}; {cure}"
             )
-            yield Finding(f"{name}.ssm", "state", layer.state, STATE_LIMIT, "model.mixer.clamp_interval", text)
+            yield Finding(f"{name}.ssm", "state", layer.state, STATE_LIMIT, field, text)
 
 
 def _propagators(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:

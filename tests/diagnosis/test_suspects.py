@@ -71,7 +71,7 @@ def test_a_healthy_model_has_no_suspects(healthy):
     ("keys", "index", "component"),
     [
         (("mixers", "conv", "kernel"), (1, 0, 3, 0, 0), "mixers.1.conv"),
-        (("mixers", "ssm", "decay"), (0, 1, 2), "mixers.0.ssm"),
+        (("mixers", "ssm", "decay"), (0, 1), "mixers.0.ssm"),
         (("propagators", "alpha"), (1, 4), "propagators.1.kerr"),
         (("encoder", "sdr_to_hidden", "bias"), (2,), "encoder.wave"),
         (("readout", "bias"), (0,), "head.readout"),
@@ -187,13 +187,24 @@ def test_what_is_not_finite_outside_the_parameters_is_named(healthy, where):
 
 
 def test_a_state_beyond_the_clamp_is_found_though_its_output_is_not(healthy):
+    config, _, batch, _ = healthy
+    model = dataclasses.replace(config.model, mixer=dataclasses.replace(config.model.mixer, kind="fixed"))
+    config = dataclasses.replace(config, model=model)
+    state = init_state(config)
+    ssm = state.params["mixers"]["ssm"]
+    ssm["in_proj"] = ssm["in_proj"].at[1].multiply(1e4)
+    ssm["out_proj"] = ssm["out_proj"].at[1].multiply(1e-4)
+    first = diagnose(config, state, batch).suspects[0]
+    assert (first.component, first.field) == ("mixers.1.ssm", "model.mixer.clamp_interval")
+
+
+def test_a_selective_state_beyond_the_limit_is_found(healthy):
     def change(params):
         ssm = params["mixers"]["ssm"]
-        ssm["in_proj"] = ssm["in_proj"].at[1].multiply(1e4)
-        ssm["out_proj"] = ssm["out_proj"].at[1].multiply(1e-4)
+        ssm["qk_bias"] = ssm["qk_bias"].at[1, 1].multiply(1e4)
 
-    first = suspects(healthy, change)[0]
-    assert (first.component, first.field) == ("mixers.1.ssm", "model.mixer.clamp_interval")
+    states = [finding for finding in suspects(healthy, change) if finding.quantity == "state"]
+    assert [(finding.component, finding.field) for finding in states] == [("mixers.1.ssm", "optimizer.weight_decay")]
 
 
 def test_noise_above_the_update(healthy):
@@ -250,7 +261,7 @@ def test_a_model_without_propagators_is_diagnosed(healthy):
     assert "residual  iterations" not in format_diagnosis(found)
     state = init_state(config)
     params = copied(state.params)
-    setting("mixers", "ssm", "decay", value=lambda leaf: leaf.at[1, 1, 2].set(jnp.nan))(params)
+    setting("mixers", "ssm", "decay", value=lambda leaf: leaf.at[1, 1].set(jnp.nan))(params)
     assert diagnose(config, state.replace(params=params), healthy[2]).suspects[0].component == "mixers.1.ssm"
 
 

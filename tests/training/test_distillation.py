@@ -18,6 +18,7 @@ from small import (
     text_config,
 )
 
+from sem_jax.core import coherent
 from sem_jax.data import Batch
 from sem_jax.modules.model import init_model
 from sem_jax.training.checkpoint import Checkpointer
@@ -171,7 +172,8 @@ def test_evaluation_is_the_same_program_with_and_without_a_teacher():
 
 
 @pytest.mark.parametrize("micro_batch", [4, SEQUENCES])
-def test_no_array_over_positions_and_vocabulary_is_formed_in_training(micro_batch):
+def test_no_array_over_positions_and_vocabulary_is_formed_in_training(micro_batch, monkeypatch):
+    monkeypatch.setattr(coherent, "CHUNK_ENTRIES", 257 * 16)  # at these sizes one chunk would hold all positions
     vocab = 257  # so that B·S·V is the largest product in a step: of its own arrays the readout's V·2D, 2D < B·S
     config = run_config(model__vocab_size=vocab, training__micro_batch=micro_batch)
     assert max(array_sizes(program(config))) < micro_batch * LENGTH * vocab

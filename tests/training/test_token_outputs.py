@@ -30,7 +30,7 @@ ROUNDING = 2e-6
 
 
 def test_the_normalised_likelihood_gives_log_probabilities():
-    out = outputs_of()
+    out = outputs_of(model__likelihood="born")
     np.testing.assert_allclose(np.exp(out["logits"]).sum(-1), 1, atol=ROUNDING)
     np.testing.assert_allclose(out["nll"], -at_targets(out["logits"]).mean(), rtol=ROUNDING)
     # A fresh readout has no bias: P is a over its sum, but for the share of the uniform distribution.
@@ -38,6 +38,13 @@ def test_the_normalised_likelihood_gives_log_probabilities():
     np.testing.assert_allclose(np.exp(out["logits"]), (share + 1e-6 / VOCAB) / (1 + 1e-6), atol=ROUNDING)
     log_z = np.log(out["amp_sq"].sum(-1))[:, :-1]
     np.testing.assert_allclose(out["unitary_divergence"], np.mean(log_z**2), rtol=1e-5)
+    np.testing.assert_allclose(out["loss"], out["nll"] + LAMBDA * out["unitary_divergence"], rtol=ROUNDING)
+
+
+def test_the_coherent_likelihood_gives_log_probabilities():
+    out = outputs_of()
+    np.testing.assert_allclose(np.exp(out["logits"]).sum(-1), 1, atol=ROUNDING)
+    np.testing.assert_allclose(out["nll"], -at_targets(out["logits"]).mean(), rtol=ROUNDING)
     np.testing.assert_allclose(out["loss"], out["nll"] + LAMBDA * out["unitary_divergence"], rtol=ROUNDING)
 
 
