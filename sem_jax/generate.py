@@ -8,7 +8,7 @@ from absl import app, flags
 
 from sem_jax.api import load
 from sem_jax.cli import parse_flags, reporting_errors
-from sem_jax.inference.language_model import Context
+from sem_jax.inference.language_model import ContextMode
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; without it, the run's own.")
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     del argv
     model = load(_WORKDIR.value, _STEP.value)
     prompt = model.config.sampling.prompt if _PROMPT.value is None else _PROMPT.value
-    context = cast(Context | None, _CONTEXT.value)
+    context = cast(ContextMode | None, _CONTEXT.value)
     options = (_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, context)
     print(model.generate(prompt, _MAX_TOKENS.value, _SEED.value, *options))
 

@@ -21,8 +21,12 @@ _SKIPS_SHOWN = 20
 def write_report(workdir: str | Path) -> str:
     """Writes `report.md` into the workdir and returns its text; raises as `report` does, and OSError."""
     text = report(workdir)
-    (Path(workdir) / "report.md").write_text(text, encoding="utf-8")
+    _save(workdir, text)
     return text
+
+
+def _save(workdir: str | Path, text: str) -> None:
+    (Path(workdir) / "report.md").write_text(text, encoding="utf-8")
 
 
 def report(workdir: str | Path) -> str:
@@ -102,9 +106,10 @@ def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
     workdir = flags.FLAGS.workdir
-    print(report(workdir))
+    text = report(workdir)
+    print(text)
     try:
-        write_report(workdir)
+        _save(workdir, text)
     except OSError as error:  # to look at somebody else's run is no error
         print(f"note: report.md is not written: {error.strerror}", file=sys.stderr)
 

@@ -29,14 +29,9 @@ from sem_jax.core.complex_ops import HIGHEST
 CHUNK_ENTRIES = 2**22
 
 
-def logits(psi: Array, weight: Array, bias: Array) -> Array:
-    """ℓ = Re(W·ψ) + β: [..., D] complex, [V, D] complex and [V] to [..., V]."""
-    return jnp.matmul(_parts(psi), _parts(weight.conj()).T, precision=HIGHEST) + bias
-
-
 def log_probs(psi: Array, weight: Array, bias: Array) -> tuple[Array, Array]:
     """log P of every token: ([..., V], log Z [...]), for generation and inspection."""
-    values = logits(psi, weight, bias)
+    values = _logits(_parts(psi), _parts(weight.conj()), bias)
     log_z = jax.nn.logsumexp(values, axis=-1)
     return values - log_z[..., None], log_z
 
@@ -63,6 +58,11 @@ def _parts(z: Array) -> Array:
     return jnp.concatenate([z.real, z.imag], axis=-1)
 
 
+def _logits(psi: Array, weight: Array, bias: Array) -> Array:
+    """ℓ = W·ψ + β of real ψ [..., 2D], W [V, 2D] and β [V]: [..., V]."""
+    return jnp.matmul(psi, weight.T, precision=HIGHEST) + bias
+
+
 def _in_chunks(x: Array, vocab_size: int) -> Array:
     """[T, ...] as [chunks, tokens, ...]; the last chunk is filled up with zeros."""
     size = max(min(CHUNK_ENTRIES // vocab_size, len(x)), 1)
@@ -77,7 +77,7 @@ def _target_and_log_z(psi: Array, weight: Array, bias: Array, targets: Array) ->
 
     def of_chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         part, y = inputs
-        values = jnp.matmul(part, weight.T, precision=HIGHEST) + bias
+        values = _logits(part, weight, bias)
         return jnp.take_along_axis(values, y[:, None], axis=-1)[:, 0], jax.nn.logsumexp(values, axis=-1)
 
     chunks = _in_chunks(psi, len(bias)), _in_chunks(targets, len(bias))
@@ -97,7 +97,7 @@ def _backward(residuals, cotangents):
     def of_chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         weight_bar, bias_bar = carry
         part, y, log_z_part, target_bar, log_z_bar = inputs
-        values = jnp.matmul(part, weight.T, precision=HIGHEST) + bias
+        values = _logits(part, weight, bias)
         bar = log_z_bar[:, None] * jnp.exp(values - log_z_part[:, None])
         bar += jnp.where(jnp.arange(vocab_size) == y[:, None], target_bar[:, None], 0)
         weight_bar += jnp.matmul(bar.T, part, precision=HIGHEST)

@@ -68,8 +68,9 @@ def selective_state_space(
         method = "sequential" if x.shape[1] == 1 else "chunked"
     if method not in (*METHODS, "chunked"):
         raise ValueError(f"scan method {method!r} is not one of {', '.join(METHODS)}, chunked, auto")
+    tokens = (q, k, x, dt, omega, starts)
     if method != "chunked":
-        return _recurrent(q, k, x, dt, omega, decay, phase, h0, starts, method)
+        return _recurrent(h0, tokens, decay, phase, method)
 
     batch, length = starts.shape
     size = min(chunk, length)
@@ -83,7 +84,7 @@ def selective_state_space(
     def step(h: Array, tokens: tuple[Array, ...]) -> tuple[Array, Array]:
         return _one_chunk(h, tokens, decay, phase)
 
-    inputs = tuple(map(in_chunks, (q, k, x, dt, omega, starts)))
+    inputs = tuple(map(in_chunks, tokens))
     if length <= size:
         h, y = step(h0, tuple(a[0] for a in inputs))
         return y, h
@@ -160,19 +161,9 @@ def _product(a: _Pair, b: _Pair) -> _Pair:
     return _Pair(rr - ii, ri + ir)
 
 
-def _recurrent(
-    q: Array,
-    k: Array,
-    x: Array,
-    dt: Array,
-    omega: Array,
-    decay: Array,
-    phase: Array,
-    h0: Array,
-    starts: Array,
-    method: str,
-) -> tuple[Array, Array]:
+def _recurrent(h0: Array, tokens: tuple[Array, ...], decay: Array, phase: Array, method: str) -> tuple[Array, Array]:
     """The recurrence itself, with every state [S, B, H, N, P] in memory."""
+    q, k, x, dt, omega, starts = tokens
     a = jnp.exp(-dt * decay)[..., None] * expi(omega[..., None] * phase)
     a = jnp.where(starts[..., None, None], 0, a)  # [B, S, H, N]
     entering = k[:, :, None, :, None] * (dt[..., None] * x)[:, :, :, None]

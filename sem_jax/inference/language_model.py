@@ -16,7 +16,7 @@ from sem_jax.data.arrays import checked_tokens
 from sem_jax.inference.decoding import Decoder, SamplingOptions
 from sem_jax.modules.model import ModelParts, count_parameters
 
-Context: TypeAlias = Literal["restart", "unbounded"]
+ContextMode: TypeAlias = Literal["restart", "unbounded"]
 
 
 class LanguageModel:
@@ -90,7 +90,7 @@ class LanguageModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        context: Context | None = None,
+        context: ContextMode | None = None,
     ) -> str: ...
 
     @overload
@@ -102,7 +102,7 @@ class LanguageModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        context: Context | None = None,
+        context: ContextMode | None = None,
     ) -> list[str]: ...
 
     def generate(
@@ -113,7 +113,7 @@ class LanguageModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        context: Context | None = None,
+        context: ContextMode | None = None,
     ) -> str | list[str]:
         """Continues a text, or several at once, in O(1) a token.
 
@@ -187,7 +187,7 @@ class LanguageModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        context: Context | None = None,
+        context: ContextMode | None = None,
     ) -> SamplingConfig:
         given = {
             "max_tokens": max_tokens,

@@ -1,4 +1,4 @@
-"""The sequence mixer: spinor gate, causal convolution, amplitude gate and selective complex state space."""
+"""The sequence mixer: spinor gate, causal convolution, amplitude gate and complex state space."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MixerState(NamedTuple):
     """What one layer remembers of the past."""
 
     taps: Array  # [B, K-1, D] complex, the last inputs of the convolution
-    ssm: Array  # [B, G, N] complex
+    ssm: Array  # complex; [B, G, N] of the fixed state space, [B, H, N, P] of the selective one
 
 
 class SpinorGate(nnx.Module):
@@ -114,6 +114,12 @@ class FixedSSM(nnx.Module):
             return clamped_recurrence(a, inputs, h0, position.T, config.clamp_interval)[0]
         return selective_recurrence(dt, omega, decay, phase, inputs, h0, starts, config.scan)
 
+    def memory(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
+        """(largest |a|, largest |h|) over all positions."""
+        dt, omega, _ = self.inputs(x)
+        a = transitions(dt, omega, jax.nn.softplus(self.decay[...]), self.phase[...], position.T == 0)
+        return jnp.max(jnp.abs(a)), jnp.max(jnp.abs(self.states(x, h0, position)))
+
     def inputs(self, x: Array) -> tuple[Array, Array, Array]:
         """(δ, ω, what enters the state) of x [B, S, D], time-major: [S, B, G] twice, [S, B, G, N]."""
         groups = jnp.swapaxes(x, 0, 1).reshape(x.shape[1], x.shape[0], self.config.num_groups, -1)
@@ -187,13 +193,11 @@ class Mixer(Block):
     ) -> tuple[Array, MixerState, tuple[()]]:
         """See `Block`."""
         del prepared
-        z = probe("norm", self.norm(x))
-        z = probe("spinor_gate", self.spinor_gate(z))
-        z, taps = self.conv(z, state.taps, context.position)
-        z = probe("conv", z)
-        z = probe("amplitude_gate", self.amplitude_gate(z))
+        rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
+        z, taps = self.conv(rotated, state.taps, context.position)
+        z = probe("amplitude_gate", self.amplitude_gate(probe("conv", z)))
         z, ssm = self.ssm(z, state.ssm, context.position)
-        z = probe("ssm", z)
+        z = self.gate_output(probe("ssm", z), rotated, probe)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
         return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
 
@@ -205,6 +209,11 @@ class Mixer(Block):
         """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (docs/mathematics.md, section 2, Mixer 3)."""
         return z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...]))
 
+    def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
+        """What the state space gives out, before it is projected: here all of it, whatever the spinor gate's output."""
+        del rotated, probe
+        return z
+
     def residual(self, x: Array, z: Array) -> Array:
         """x + ρ·z·s of the layer's input x and what its parts made of it."""
         return x + self.residual_scale[...] * (z * self.output_scale[...])
@@ -212,12 +221,9 @@ class Mixer(Block):
     def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
         """See `Block`."""
         gate = self.spinor_gate.gate(values["norm"])
-        ssm, x = self.ssm, values["amplitude_gate"]
-        dt, omega, _ = ssm.inputs(x)
-        a = transitions(dt, omega, jax.nn.softplus(ssm.decay[...]), ssm.phase[...], context.position.T == 0)
-        h = ssm.states(x, state.ssm, context.position)
         saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
-        return MixerStats(jnp.mean(gate), saturated, jnp.max(jnp.abs(a)), jnp.max(jnp.abs(h)))
+        memory = self.ssm.memory(values["amplitude_gate"], state.ssm, context.position)
+        return MixerStats(jnp.mean(gate), saturated, *memory)
 
     def costs(self, tokens: int) -> dict[str, Cost]:
         """See `Block`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -13,11 +12,10 @@ from jax import Array
 from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.core.complex_ops import abs_sq, complex_matmul
 from sem_jax.core.duality import CHUNK, selective_state_space
-from sem_jax.modules.block import Context
 from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import Linear, complex_weight
-from sem_jax.modules.mixer import Mixer, MixerState, MixerStats
-from sem_jax.modules.probe import Probe, unobserved
+from sem_jax.modules.mixer import Mixer
+from sem_jax.modules.probe import Probe
 
 
 class SelectiveSSM(nnx.Module):
@@ -52,6 +50,12 @@ class SelectiveSSM(nnx.Module):
         decay, phase = jax.nn.softplus(self.decay[...]), self.phase[...]
         y, h = selective_state_space(q, k, by_head, dt, omega, decay, phase, h0, position == 0, self.config.scan)
         return y.reshape(x.shape) + self.skip[...] * x, h
+
+    def memory(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
+        """(largest |α| over all positions, largest |h| after the last one)."""
+        dt, _ = self.step_sizes(x)
+        _, h = self(x, h0, position)
+        return jnp.exp(-jnp.min(dt * jax.nn.softplus(self.decay[...]))), jnp.max(jnp.abs(h))
 
     def queries_and_keys(self, x: Array) -> tuple[Array, Array]:
         """q and k [B, S, N], each of mean power 1 but for its bias."""
@@ -92,7 +96,6 @@ class SelectiveMixer(Mixer):
         "out_proj": ("out_proj",),
         "residual": ("output_scale", "residual_scale"),
     }
-
     SSM: ClassVar = SelectiveSSM
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
@@ -100,28 +103,9 @@ class SelectiveMixer(Mixer):
         dim = config.hidden_dim
         self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
 
-    def __call__(
-        self, x: Array, state: MixerState, context: Context, probe: Probe = unobserved, prepared: None = None
-    ) -> tuple[Array, MixerState, tuple[()]]:
-        """See `Block`."""
-        del prepared
-        rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
-        z, taps = self.conv(rotated, state.taps, context.position)
-        z = probe("amplitude_gate", self.amplitude_gate(probe("conv", z)))
-        z, ssm = self.ssm(z, state.ssm, context.position)
-        z = probe("ssm", z)
-        z = probe("output_gate", z * jax.nn.silu(self.output_gate.of_parts(rotated)))
-        z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
-        return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
-
-    def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
-        """See `Block`; the state is that after the last token."""
-        gate, x = self.spinor_gate.gate(values["norm"]), values["amplitude_gate"]
-        dt, _ = self.ssm.step_sizes(x)
-        _, h = self.ssm(x, state.ssm, context.position)
-        saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
-        decay = jnp.exp(-jnp.min(dt * jax.nn.softplus(self.ssm.decay[...])))
-        return MixerStats(jnp.mean(gate), saturated, decay, jnp.max(jnp.abs(h)))
+    def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
+        """z·silu(W_o [Re z'; Im z'] + b) of the spinor gate's output z'."""
+        return probe("output_gate", z * jax.nn.silu(self.output_gate.of_parts(rotated)))
 
     def costs(self, tokens: int) -> dict[str, Cost]:
         """See `Block`."""

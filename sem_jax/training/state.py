@@ -30,9 +30,8 @@ class TrainState:
     buffers: Params  # graphs and rotation frequencies
     opt_state: Any  # `FiniteGuardState`
     ema: Params | None  # moving average of the parameters, None where the configuration keeps none
-    graphdef: Any = field(
-        metadata={"static": True}
-    )  # structure of the model; not saved, for it follows from the config
+    # Structure of the model; not saved, for it follows from the configuration.
+    graphdef: Any = field(metadata={"static": True})
 
     @property
     def model(self) -> ModelParts:

@@ -119,7 +119,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformationExtra
 def _accumulate(config: Config, state: TrainState, batch: Batch) -> tuple[Params, LossSums, PropagatorStats]:
     """Gradient of the mean loss over the whole batch, sums of the loss, and statistics of the worst micro-batch."""
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
-    teacher = state.model.replace(params=state.ema) if config.training.distill_weight else None
+    teacher = state.evaluated if config.training.distill_weight else None
 
     def micro_loss(params: Params, micro: Batch):
         sums, stats = model_loss(config, state.model.replace(params=params), micro, teacher)
