@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import HIGHEST
+from sem_jax.core.complex_ops import HIGHEST, stored
 
 
 @jax.custom_vjp
@@ -27,23 +27,26 @@ def causal_conv(extended: Array, kernel: Array, bias: Array, position: Array) ->
     Returns:
       [B, S, D], complex. Differentiable in reverse mode in all but `position`.
     """
-    parts = (extended.real, extended.imag)
-    out = [bias[:, 0], bias[:, 1]]
-    for tap, window in enumerate(_windows(parts, kernel.shape[0], position)):
-        for row in (0, 1):
-            out[row] = out[row] + kernel[tap, :, row, 0] * window[0] + kernel[tap, :, row, 1] * window[1]
-    # Behind the barrier y is computed once, not again by each function of it that XLA would fuse it into.
-    return jax.lax.complex(*jax.lax.optimization_barrier(tuple(out)))
+
+    def convolve(extended: Array, position: Array) -> Array:
+        out = [bias[:, 0], bias[:, 1]]
+        for tap, window in enumerate(_windows((extended.real, extended.imag), kernel.shape[0], position)):
+            for row in (0, 1):
+                out[row] = out[row] + kernel[tap, :, row, 0] * window[0] + kernel[tap, :, row, 1] * window[1]
+        return jax.lax.complex(*out)
+
+    return stored(convolve, extended, position)
 
 
 def _windows(parts: tuple[Array, Array], width: int, position: Array) -> list[tuple[Array, Array]]:
-    """What each tap sees of both parts, [B, S, D]; zero where it reaches into another document."""
-    length = position.shape[1]
+    """What each tap sees of both parts, [..., S, D]; zero where it reaches into another document."""
+    length = position.shape[-1]
     inside = [(position >= width - 1 - tap)[..., None] for tap in range(width)]
-    return [
-        (jnp.where(seen, parts[0][:, tap : tap + length], 0), jnp.where(seen, parts[1][:, tap : tap + length], 0))
-        for tap, seen in enumerate(inside)
-    ]
+
+    def window(part: Array, tap: int) -> Array:
+        return jnp.where(inside[tap], part[..., tap : tap + length, :], 0)
+
+    return [(window(parts[0], tap), window(parts[1], tap)) for tap in range(width)]
 
 
 def _forward(extended: Array, kernel: Array, bias: Array, position: Array):

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import HIGHEST, expi
+from sem_jax.core.complex_ops import HIGHEST, cos_sin, expi, stored
 from sem_jax.core.scan import METHODS, linear_recurrence
 
 CHUNK = 64
@@ -39,7 +39,7 @@ def selective_state_space(
     omega: Array,
     decay: Array,
     phase: Array,
-    h0: Array,
+    h0: Array | None,
     starts: Array,
     method: str = "auto",
     chunk: int = CHUNK,
@@ -52,7 +52,7 @@ def selective_state_space(
       dt, omega: [B, S, H], δ >= 0 and ω.
       decay: [H], λ >= 0.
       phase: [H, N], φ.
-      h0: [B, H, N, P] complex, the state before the first token.
+      h0: [B, H, N, P] complex, the state before the first token; None: zero, and a chunk is cheaper by a product.
       starts: [B, S] bool, True where a document starts: the state before it is forgotten.
       method: "chunked" (matrix products), "sequential" or "associative" (the recurrence, as in `linear_recurrence`), or
         "auto": chunked, but for one token the recurrence.
@@ -69,96 +69,109 @@ def selective_state_space(
     if method not in (*METHODS, "chunked"):
         raise ValueError(f"scan method {method!r} is not one of {', '.join(METHODS)}, chunked, auto")
     tokens = (q, k, x, dt, omega, starts)
+    length, size = x.shape[1], min(chunk, x.shape[1])
+    state = jnp.zeros((len(x), *phase.shape, x.shape[-1]), x.dtype) if h0 is None else h0
     if method != "chunked":
-        return _recurrent(h0, tokens, decay, phase, method)
+        return _recurrent(state, tokens, decay, phase, method)
 
-    batch, length = starts.shape
-    size = min(chunk, length)
     padding = -length % size
 
     def in_chunks(a: Array) -> Array:
         # A padded token has δ = ω = 0: it changes no state, and what it reads is cut off.
         a = jnp.pad(a, [(0, 0), (0, padding)] + [(0, 0)] * (a.ndim - 2))
-        return jnp.moveaxis(a.reshape(batch, -1, size, *a.shape[2:]), 1, 0)
+        return jnp.moveaxis(a.reshape(len(a), -1, size, *a.shape[2:]), 1, 0)
 
-    def step(h: Array, tokens: tuple[Array, ...]) -> tuple[Array, Array]:
+    def step(h: Array | None, tokens: tuple[Array, ...]) -> tuple[Array, Array]:
         return _one_chunk(h, tokens, decay, phase)
 
     inputs = tuple(map(in_chunks, tokens))
     if length <= size:
         h, y = step(h0, tuple(a[0] for a in inputs))
         return y, h
-    h, y = jax.lax.scan(jax.checkpoint(step), h0, inputs)
-    return jnp.moveaxis(y, 0, 1).reshape(batch, -1, *y.shape[3:])[:, :length], h
+    h, y = jax.lax.scan(jax.checkpoint(step), state, inputs)
+    return jnp.moveaxis(y, 0, 1).reshape(len(starts), -1, *y.shape[3:])[:, :length], h
+
+
+def _one_chunk(h: Array | None, tokens: tuple[Array, ...], decay: Array, phase: Array) -> tuple[Array, Array]:
+    """(state after the chunk, y [B, T, H, P]).
+
+    Real arrays all the way: XLA:CPU vectorises their products and sums, and takes complex entries apart one by one.
+    Heads come first and tokens last: every product is one batch of matrices over [H, B], and the longest axis is the
+    one that lies contiguous in memory.
+    """
+    q, k, x, dt, omega, starts = tokens
+    length, states = q.shape[1:]
+    dt, omega = jnp.transpose(dt, (2, 0, 1)), jnp.transpose(omega, (2, 0, 1))  # [H, B, T]
+    total_decay = jnp.cumsum(dt * decay[:, None, None], axis=-1)
+    theta = jnp.cumsum(omega, axis=-1)[:, :, None] * phase[:, None, :, None]
+    cos, sin = stored(cos_sin, theta)  # [H, B, N, T]
+    turned_q, turned_k = (_Pair(*_turned_back(jnp.swapaxes(z, 1, 2), cos, sin)) for z in (q / states, k))
+    rows_q, rows_k = turned_q.stacked(), turned_k.stacked()
+    x = jnp.transpose(x, (2, 0, 3, 1))
+    u = _Pair(x.real * dt[:, :, None], x.imag * dt[:, :, None])  # [H, B, P, T]
+
+    document = jnp.cumsum(starts, axis=-1)
+    past = jnp.triu(jnp.ones((length, length), bool)) & (document[:, :, None] == document[:, None, :])
+    exponent = total_decay[..., None] - total_decay[..., None, :]  # Λ_s − Λ_t [H, B, s, t]
+    weight = jnp.exp(jnp.where(past, exponent, -jnp.inf))
+    real, imag = (weight * _product("hbns,hbnt->hbst", rows, rows_q) for rows in (rows_k, turned_k.over_i()))
+    y = _product("hbps,hbst->hbpt", u.stacked(), real) - _product("hbps,hbst->hbpt", u.over_i(), imag)
+
+    # What is left of each token at the end of the chunk, if its document is still read.
+    left = jnp.where(document == document[:, -1:], jnp.exp(total_decay - total_decay[..., -1:]), 0)
+    of_real, of_imag = (_product("hbnt,hbpt->hbnp", rows_k, part * left[:, :, None]) for part in u)
+    (rr, ir), (ri, ii) = jnp.split(of_real, 2, axis=2), jnp.split(of_imag, 2, axis=2)
+    last = jax.lax.complex(rr - ii, ri + ir)
+    if h is not None:
+        before = jnp.swapaxes(h, 0, 1)
+        pair = _Pair(before.real, before.imag)
+        read = [_product("hbnp,hbnt->hbpt", rows, rows_q) for rows in (pair.stacked(), pair.over_i())]
+        y += jnp.concatenate(read, axis=2) * jnp.where(document == 0, jnp.exp(-total_decay), 0)[:, :, None]
+        last += jnp.where(document[:, -1] == 0, jnp.exp(-total_decay[..., -1]), 0)[..., None, None] * before
+    last *= jax.lax.complex(cos[..., -1], sin[..., -1])[..., None]
+    y = jax.lax.complex(*jnp.split(y, 2, axis=2))
+    return jnp.swapaxes(last, 0, 1), jnp.transpose(y, (1, 3, 0, 2))
 
 
 class _Pair(NamedTuple):
-    """A complex array by its parts.
-
-    Real arrays all the way: XLA:CPU vectorises their products and sums, and takes complex entries apart one by one.
-    """
+    """A complex array [H, B, N, T] by its parts."""
 
     real: Array
     imag: Array
 
-    def times(self, factor: Array) -> _Pair:
-        """The product with a real array."""
-        return _Pair(factor * self.real, factor * self.imag)
+    def stacked(self) -> Array:
+        """[H, B, 2N, T], Re above Im: with the stack of q, the rows of k give Re(q̄k)."""
+        return jnp.concatenate([self.real, self.imag], axis=2)
+
+    def over_i(self) -> Array:
+        """The stack of the array divided by i, whose rows give Im(q̄k)."""
+        return jnp.concatenate([self.imag, -self.real], axis=2)
 
 
-def _pair(z: Array) -> _Pair:
-    return _Pair(z.real, z.imag)
+def _product(subscripts: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(subscripts, a, b, precision=HIGHEST)
 
 
-def _one_chunk(h: Array, tokens: tuple[Array, ...], decay: Array, phase: Array) -> tuple[Array, Array]:
-    """(state after the chunk, y [B, T, H, P])."""
-    q, k, x, dt, omega, starts = tokens
-    length, states = q.shape[1:]
-    # Heads before tokens: every product below is one batch of matrices over [B, H].
-    total_decay, total_turn = (jnp.cumsum(jnp.swapaxes(rate, 1, 2), axis=-1) for rate in (dt * decay, omega))
-    theta = total_turn[..., None] * phase[:, None]  # [B, H, T, N]
-    cos, sin = jnp.cos(theta), jnp.sin(theta)
-    turned_q, turned_k = (_turned_back(_pair(qk[:, None]), cos, sin) for qk in (q, k))
-    u = _pair(jnp.swapaxes(x, 1, 2)).times(jnp.swapaxes(dt, 1, 2)[..., None])  # [B, H, T, P]
-
-    document = jnp.cumsum(starts, axis=-1)
-    past = jnp.tril(jnp.ones((length, length), bool)) & (document[:, :, None] == document[:, None, :])
-    exponent = total_decay[..., None, :] - total_decay[..., None]  # Λ_s − Λ_t [B, H, T, T]
-    weight = jnp.exp(jnp.where(past[:, None], exponent, -jnp.inf)) / states
-    within = _product(_conjugate_products(turned_q, turned_k).times(weight), u)
-
-    carried = jnp.where((document == 0)[:, None], jnp.exp(-total_decay), 0) / states
-    conjugate = _Pair(turned_q.real, -turned_q.imag).times(carried[..., None])
-    from_before = _product(conjugate, _pair(h))
-    y = jax.lax.complex(within.real + from_before.real, within.imag + from_before.imag)
-
-    # What is left of each token at the end of the chunk, if its document is still read.
-    left = jnp.where((document == document[:, -1:])[:, None], jnp.exp(total_decay - total_decay[..., -1:]), 0)
-    rows = _Pair(*(jnp.swapaxes(part, -1, -2) for part in turned_k.times(left[..., None])))
-    kept = jnp.where((document[:, -1] == 0)[:, None], jnp.exp(-total_decay[..., -1]), 0)
-    turn = jax.lax.complex(cos[:, :, -1], sin[:, :, -1])[..., None]
-    h = turn * (kept[..., None, None] * h + jax.lax.complex(*_product(rows, u)))
-    return h, jnp.swapaxes(y, 1, 2)
+@jax.custom_vjp
+def _turned_back(z: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """The parts [H, B, N, T] of z·e^{−iθ}, z [B, N, T]."""
+    return z.real * cos + z.imag * sin, z.imag * cos - z.real * sin
 
 
-def _turned_back(z: _Pair, cos: Array, sin: Array) -> _Pair:
-    """z·e^{−iθ}."""
-    return _Pair(z.real * cos + z.imag * sin, z.imag * cos - z.real * sin)
+def _turned_back_forward(z: Array, cos: Array, sin: Array):
+    return _turned_back(z, cos, sin), (z, cos, sin)
 
 
-def _conjugate_products(q: _Pair, k: _Pair) -> _Pair:
-    """q_tᴴ k_s of all pairs: [..., T, N] twice to [..., T, T], by two real products."""
-    left = jnp.concatenate(q, axis=-1)
-    right = (jnp.concatenate(parts, axis=-1) for parts in (k, (k.imag, -k.real)))
-    return _Pair(*(jnp.einsum("...tn,...sn->...ts", left, each, precision=HIGHEST) for each in right))
+def _turned_back_backward(residuals, cotangents):
+    z, cos, sin = residuals
+    real_bar, imag_bar = cotangents
+    z_real, z_imag = stored(lambda r, i, c, s: (r * c - i * s, r * s + i * c), real_bar, imag_bar, cos, sin)
+    cos_bar = z.real * real_bar + z.imag * imag_bar
+    z_bar = jax.lax.complex(jnp.sum(z_real, axis=0), -jnp.sum(z_imag, axis=0))
+    return z_bar, cos_bar, z.imag * real_bar - z.real * imag_bar
 
 
-def _product(a: _Pair, b: _Pair) -> _Pair:
-    """a·b of matrices [..., I, J] and [..., J, K], by two real products."""
-    both = jnp.concatenate(b, axis=-1)
-    by_real, by_imag = (jnp.matmul(part, both, precision=HIGHEST) for part in a)
-    (rr, ri), (ir, ii) = jnp.split(by_real, 2, axis=-1), jnp.split(by_imag, 2, axis=-1)
-    return _Pair(rr - ii, ri + ir)
+_turned_back.defvjp(_turned_back_forward, _turned_back_backward)
 
 
 def _recurrent(h0: Array, tokens: tuple[Array, ...], decay: Array, phase: Array, method: str) -> tuple[Array, Array]:

@@ -64,7 +64,8 @@ class Block(nnx.Module):
 
         Args:
           x: [B, S, D] complex.
-          state: as from `initial_state`, or as the call for the tokens before these returned it.
+          state: as from `initial_state`, or as the call for the tokens before these returned it; None: as from
+            `initial_state`, and a block may leave out what a zero state makes of nothing.
           context: of the pass.
           probe: sees the parts.
           prepared: as from `prepare`; None: it is computed here.
@@ -79,7 +80,7 @@ class Block(nnx.Module):
 
         Args:
           values: outputs of the parts, by name.
-          state: before the pass.
+          state: before the pass, as in `__call__`.
           context: of the pass.
 
         Returns:

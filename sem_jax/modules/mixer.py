@@ -12,7 +12,7 @@ from jax import Array
 
 from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.core.causal_conv import causal_conv
-from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm
+from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one_minus_exp_neg, rms_norm, stored
 from sem_jax.core.scan import clamped_recurrence
 from sem_jax.core.selective import scaled_by_group, selective_recurrence, transitions
 from sem_jax.modules.block import Block, Context
@@ -25,7 +25,7 @@ class MixerState(NamedTuple):
     """What one layer remembers of the past."""
 
     taps: Array  # [B, K-1, D] complex, the last inputs of the convolution
-    ssm: Array  # complex; [B, G, N] of the fixed state space, [B, H, N, P] of the selective one
+    ssm: Array | None  # complex; [B, G, N] of the fixed state space, [B, H, N, P] of the selective one; None: zero
 
 
 class SpinorGate(nnx.Module):
@@ -41,8 +41,7 @@ class SpinorGate(nnx.Module):
         blocks = self.rotation[...]
         # Blocks are too small for the split product of `complex_matmul` to pay.
         rotated = jnp.einsum("...ni,noi->...no", x.reshape(*x.shape[:-1], *blocks.shape[:2]), blocks).reshape(x.shape)
-        # The barrier holds for the cotangent, too: the transposed products read an array and recompute nothing.
-        return x + self.gate(x) * (jax.lax.optimization_barrier(rotated) - x)
+        return stored(lambda x, rotated, gate: x + gate * (rotated - x), x, rotated, self.gate(x))
 
     def gate(self, x: Array) -> Array:
         """g in 0..1, real [B, S, D]: how far each channel is rotated."""
@@ -98,15 +97,16 @@ class FixedSSM(nnx.Module):
         """[B, G, N], zero."""
         return jnp.zeros((batch_size, *self.decay.shape[-2:]), self.in_proj.dtype)
 
-    def __call__(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
-        """x [B, S, D] and the state before it [B, G, N] to (y [B, S, D], state after it)."""
+    def __call__(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
+        """x [B, S, D] and the state before it [B, G, N] (None: zero) to (y [B, S, D], state after it)."""
         h = self.states(x, h0, position)
         y = complex_matmul(h, self.out_proj[...])
         return jnp.swapaxes(y, 0, 1).reshape(x.shape), h[-1]
 
-    def states(self, x: Array, h0: Array, position: Array) -> Array:
+    def states(self, x: Array, h0: Array | None, position: Array) -> Array:
         """h of every position, time-major: [S, B, G, N]; the state starts afresh where a document does."""
         config = self.config
+        h0 = self.initial_state(len(x)) if h0 is None else h0
         dt, omega, inputs = self.inputs(x)
         starts, decay, phase = position.T == 0, jax.nn.softplus(self.decay[...]), self.phase[...]
         if config.clamp_interval:
@@ -114,7 +114,7 @@ class FixedSSM(nnx.Module):
             return clamped_recurrence(a, inputs, h0, position.T, config.clamp_interval)[0]
         return selective_recurrence(dt, omega, decay, phase, inputs, h0, starts, config.scan)
 
-    def memory(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
+    def memory(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
         """(largest |a|, largest |h|) over all positions."""
         dt, omega, _ = self.inputs(x)
         a = transitions(dt, omega, jax.nn.softplus(self.decay[...]), self.phase[...], position.T == 0)
@@ -189,17 +189,22 @@ class Mixer(Block):
         return MixerState(jnp.zeros(taps, dtype), self.ssm.initial_state(batch_size))
 
     def __call__(
-        self, x: Array, state: MixerState, context: Context, probe: Probe = unobserved, prepared: None = None
+        self, x: Array, state: MixerState | None, context: Context, probe: Probe = unobserved, prepared: None = None
     ) -> tuple[Array, MixerState, tuple[()]]:
         """See `Block`."""
         del prepared
+        past = self.past(state, len(x))
         rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
-        z, taps = self.conv(rotated, state.taps, context.position)
+        z, taps = self.conv(rotated, past.taps, context.position)
         z = probe("amplitude_gate", self.amplitude_gate(probe("conv", z)))
-        z, ssm = self.ssm(z, state.ssm, context.position)
+        z, ssm = self.ssm(z, past.ssm, context.position)
         z = self.gate_output(probe("ssm", z), rotated, probe)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
         return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
+
+    def past(self, state: MixerState | None, batch_size: int) -> MixerState:
+        """The state; at the start of a document no inputs before and, for the state space, None."""
+        return self.initial_state(batch_size)._replace(ssm=None) if state is None else state
 
     def norm(self, x: Array) -> Array:
         """The layer's input, normalised."""
@@ -207,7 +212,8 @@ class Mixer(Block):
 
     def amplitude_gate(self, z: Array) -> Array:
         """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (docs/mathematics.md, section 2, Mixer 3)."""
-        return z * one_minus_exp_neg(abs_sq(z) * jnp.exp(self.activation_threshold[...]))
+        sharpness = jnp.exp(self.activation_threshold[...])
+        return stored(lambda z: z * one_minus_exp_neg(abs_sq(z) * sharpness), z)
 
     def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
         """What the state space gives out, before it is projected: here all of it, whatever the spinor gate's output."""
@@ -218,11 +224,12 @@ class Mixer(Block):
         """x + ρ·z·s of the layer's input x and what its parts made of it."""
         return x + self.residual_scale[...] * (z * self.output_scale[...])
 
-    def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
+    def inspect(self, values: Mapping[str, Array], state: MixerState | None, context: Context) -> MixerStats:
         """See `Block`."""
         gate = self.spinor_gate.gate(values["norm"])
         saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
-        memory = self.ssm.memory(values["amplitude_gate"], state.ssm, context.position)
+        past = self.past(state, len(values["norm"]))
+        memory = self.ssm.memory(values["amplitude_gate"], past.ssm, context.position)
         return MixerStats(jnp.mean(gate), saturated, *memory)
 
     def costs(self, tokens: int) -> dict[str, Cost]:

@@ -154,6 +154,7 @@ class SEM(nnx.Module):
           (psi [B, S, D] complex, state after the last token, statistics).
         """
         observer = observer or Observer()
+        past = dict.fromkeys(self.blocks) if state is None else state.blocks
         state = self.initial_state(tokens.shape[0]) if state is None else state
         context = Context(document_positions(state.position, tokens.shape[1], resets))
         seen: dict[str, Any] = {}
@@ -165,17 +166,15 @@ class SEM(nnx.Module):
         def at_one_depth(blocks: dict[str, Block], x: Array, inputs: dict[str, tuple[Any, Any, Any]]) -> Any:
             outputs = {}
             for kind, block in blocks.items():
-                past, ready, slots = inputs[kind]
+                before, ready, slots = inputs[kind]
                 probe = observer.probe(slots)
-                x, new, stats = block(x, past, context, probe, ready)
-                outputs[kind] = new, stats, observer.seen(probe, block, past, context)
+                x, new, stats = block(x, before, context, probe, ready)
+                outputs[kind] = new, stats, observer.seen(probe, block, before, context)
             return x, outputs
 
         outputs: dict[str, Any] = {}
         for kinds in self.passes():
-            inputs = {
-                kind: (state.blocks[kind], prepared and prepared[kind], observer.slots.get(kind)) for kind in kinds
-            }
+            inputs = {kind: (past[kind], prepared and prepared[kind], observer.slots.get(kind)) for kind in kinds}
             psi, found = scan_layers(kinds, psi, inputs, at_one_depth, self.config.remat)
             outputs |= found
         seen |= {kind: output[2] for kind, output in outputs.items()}
@@ -183,7 +182,9 @@ class SEM(nnx.Module):
         probe = observer.probe(observer.slots.get("head"))
         psi = probe("final_norm", rms_norm(psi, self.final_gamma[...]))
         seen["head"] = observer.seen(probe, None, None, context)
-        after = ModelState(context.position[:, -1] + 1, encoder_state, {kind: o[0] for kind, o in outputs.items()})
+        # A block that remembers nothing hands back what it was given, here None.
+        blocks = {kind: state.blocks[kind] if o[0] is None else o[0] for kind, o in outputs.items()}
+        after = ModelState(context.position[:, -1] + 1, encoder_state, blocks)
         return psi, after, ForwardStats({kind: o[1] for kind, o in outputs.items()}, seen)
 
     def passes(self) -> list[dict[str, Block]]:

@@ -42,8 +42,8 @@ class SelectiveSSM(nnx.Module):
         shape = (batch_size, heads, states, self.skip.shape[-1] // heads)
         return jnp.zeros(shape, self.qk_proj.dtype)
 
-    def __call__(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
-        """x [B, S, D] and the state before it to (y [B, S, D], the state after it)."""
+    def __call__(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
+        """x [B, S, D] and the state before it (None: zero) to (y [B, S, D], the state after it)."""
         q, k = self.queries_and_keys(x)
         dt, omega = self.step_sizes(x)
         by_head = x.reshape(*x.shape[:2], self.config.num_heads, -1)
@@ -51,7 +51,7 @@ class SelectiveSSM(nnx.Module):
         y, h = selective_state_space(q, k, by_head, dt, omega, decay, phase, h0, position == 0, self.config.scan)
         return y.reshape(x.shape) + self.skip[...] * x, h
 
-    def memory(self, x: Array, h0: Array, position: Array) -> tuple[Array, Array]:
+    def memory(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
         """(largest |α| over all positions, largest |h| after the last one)."""
         dt, _ = self.step_sizes(x)
         _, h = self(x, h0, position)

@@ -12,10 +12,12 @@ from sem_jax.core.complex_ops import (
     abs_sq,
     complex_matmul,
     complex_normal,
+    cos_sin,
     expi,
     one_minus_exp_neg,
     real_matmul,
     rms_norm,
+    stored,
 )
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -129,3 +131,51 @@ def test_complex_normal_is_circular_with_the_given_power(variance):
     assert abs(np.mean(np.abs(z) ** 2) - 1) < 0.025
     assert abs(np.mean(z**2)) < 0.025
     assert abs(np.mean(z)) < 0.025
+
+
+def test_cos_and_sin_are_the_library_s_to_two_roundings_up_to_8000():
+    phase = np.concatenate([np.linspace(-8000, 8000, 200_001), np.linspace(-7, 7, 20_001)]).astype(np.float32)
+    cos, sin = jax.jit(cos_sin)(phase)
+    # Values up to 1, a polynomial of one rounding and its sum of another: 2 * 6e-8.
+    np.testing.assert_allclose(cos, np.cos(phase.astype(np.float64)), atol=1.2e-7, rtol=0)
+    np.testing.assert_allclose(sin, np.sin(phase.astype(np.float64)), atol=1.2e-7, rtol=0)
+
+
+def test_cos_and_sin_of_a_phase_without_digits_still_lie_on_the_circle():
+    cos, sin = cos_sin(np.array([1e6, -1e9, 3e38], np.float32))
+    # Beyond the interval of the polynomials their truncation adds 1e-6.
+    np.testing.assert_allclose(cos**2 + sin**2, 1, atol=3e-6)
+
+
+def test_derivatives_of_cos_and_sin_are_sin_and_cos():
+    phase = np.linspace(-9, 9, 101, dtype=np.float32)
+    (cos, sin), (d_cos, d_sin) = jax.jvp(cos_sin, (phase,), (2 * np.ones_like(phase),))
+    np.testing.assert_array_equal(d_cos, -2 * sin)
+    np.testing.assert_array_equal(d_sin, 2 * cos)
+
+
+def test_what_is_stored_has_the_values_and_gradients_of_the_function():
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
+
+    def direct(a, b):
+        return jnp.sum(jnp.tanh(a * b) * a)
+
+    def through(a, b):
+        return jnp.sum(stored(lambda x, y: jnp.tanh(x * y), a, b) * a)
+
+    for ours, theirs in zip(
+        jax.tree.leaves(jax.value_and_grad(through, (0, 1))(a, b)),
+        jax.tree.leaves(jax.value_and_grad(direct, (0, 1))(a, b)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # a sum of 12 terms of order one
+
+
+def test_on_a_cpu_a_stored_value_is_not_fused_into_its_readers():
+    def twice(x):
+        y = stored(cos_sin, x)
+        return jnp.concatenate([y[0] * x, y[1] + x], axis=1)
+
+    compiled = jax.jit(twice).lower(np.ones((3, 256), np.float32)).compile().as_text()
+    assert "while" in compiled

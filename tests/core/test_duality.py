@@ -94,6 +94,15 @@ def test_two_halves_are_the_whole(x64, method):
     np.testing.assert_allclose(h, last, atol=1e-13)
 
 
+@pytest.mark.parametrize(("method", "chunk"), [("sequential", 1), ("chunked", 7), ("chunked", LENGTH)])
+def test_without_a_state_it_starts_from_zero(x64, method, chunk):
+    (*inputs, h0), starts = problem("anywhere")
+    expected = written_out(*inputs, np.zeros_like(h0), starts)
+    found = selective_state_space(*map(jnp.asarray, inputs), None, starts, method, chunk)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-13)  # as above
+
+
 def test_later_tokens_and_batch_mates_do_not_matter(x64):
     (q, k, x, dt, omega, *rest), starts = problem("anywhere")
     before, _ = selective_state_space(q, k, x, dt, omega, *rest, starts, "chunked", 7)
