@@ -22,6 +22,9 @@ class OptimizerConfig:
         500, "last steps of the run, a cosine down to lr_min_ratio (wsd); 0: no decay", unit="steps", at_least=0
     )
     lr_min_ratio: float = setting(0.1, "last learning rate, in units of learning_rate", at_least=0, at_most=1)
+    matrices: Literal["adam", "muon"] = setting(
+        "adam", "what moves the matrices of the layers; all other parameters are Adam's. muon takes no Langevin noise"
+    )
     b1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
     b2: float = setting(0.999, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", above=0)

@@ -50,6 +50,11 @@ def _check_optimizer(optimizer: OptimizerConfig, max_steps: int) -> None:
         f"{max_steps}, or no step is left for the cosine",
     )
     require(
+        optimizer.matrices != "muon" or (optimizer.temperature == 0 and optimizer.thermostat == "fixed"),
+        "config.optimizer.matrices = muon takes no Langevin noise, whose size is that of Adam's second moment; set "
+        "config.optimizer.temperature = 0 and thermostat = fixed, or matrices = adam",
+    )
+    require(
         not optimizer.spike_zscore or optimizer.spike_patience < optimizer.guard_max_consecutive,
         f"config.optimizer.spike_patience = {optimizer.spike_patience} must be below "
         f"config.optimizer.guard_max_consecutive = {optimizer.guard_max_consecutive}, or spikes alone end the run",

@@ -12,6 +12,7 @@ from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import FiniteGuardState, Reason, finite_guard, is_sound, leaf_names
 from sem_jax.optim.groups import group_rates, parameter_factors, scale_by_group
 from sem_jax.optim.langevin import langevin_noise, with_langevin_noise
+from sem_jax.optim.muon import matrices_of_layers, scale_by_muon
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.spikes import SpikeState
 from sem_jax.optim.weight_decay import add_weight_decay
@@ -35,9 +36,11 @@ __all__ = [
     "leaf_names",
     "make_optimizer",
     "make_schedule",
+    "matrices_of_layers",
     "parameter_factors",
     "scale_by_complex_adam",
     "scale_by_group",
+    "scale_by_muon",
     "warmup_cosine",
     "warmup_stable_decay",
     "with_langevin_noise",

@@ -14,6 +14,7 @@ from sem_jax.optim.conjugate import conjugate_gradients
 from sem_jax.optim.finite_guard import finite_guard
 from sem_jax.optim.groups import group_rates, scale_by_group
 from sem_jax.optim.langevin import langevin_noise
+from sem_jax.optim.muon import matrices_of_layers, scale_by_muon
 from sem_jax.optim.parts import by_parts
 from sem_jax.optim.schedule import warmup_cosine, warmup_stable_decay
 from sem_jax.optim.weight_decay import add_weight_decay
@@ -26,7 +27,7 @@ UNCLIPPED_MAX_NORM = 1e9
 class LangevinAdamWState(NamedTuple):
     """State of `langevin_adamw`."""
 
-    direction: dict[str, optax.OptState]  # of the stages "conjugate", "clip", "adam", "decay" and "groups"
+    direction: dict[str, optax.OptState]  # of the stages "conjugate", "clip", "muon", "adam", "decay" and "groups"
     noise: optax.OptState
 
 
@@ -88,7 +89,8 @@ def langevin_adamw(
 
     θ ← θ − η (m̂ / (√v̂ + eps) + λ θ) + noise, with η = schedule(step) · lr_scale (docs/mathematics.md, section 2,
     Optimizer), times the factor of the parameter's group in update and noise alike. The gradient of a frozen group
-    still counts in the norm that clipping bounds.
+    still counts in the norm that clipping bounds. With `config.matrices = "muon"` the matrices of the layers take
+    `scale_by_muon`'s direction in the place of Adam's.
 
     Args:
       config: its hyperparameters; the guard's and the schedule's own are not read.
@@ -111,12 +113,15 @@ def langevin_adamw(
         )
     lr_factors = parse_factors(config.lr_factors, "config.optimizer.lr_factors")
     decay_factors = parse_factors(config.decay_factors, "config.optimizer.decay_factors")
-    decays = None if config.decay_all else decays
+    if config.matrices == "muon" and config.temperature:
+        raise ConfigError(
+            "config.optimizer.matrices = muon takes no Langevin noise; set config.optimizer.temperature = 0"
+        )
     direction = optax.named_chain(
         ("conjugate", conjugate_gradients()),
         ("clip", clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()),
-        ("adam", scale_by_complex_adam(config.b1, config.b2, config.eps)),
-        ("decay", decay := add_weight_decay(config.weight_decay, decays, decay_factors)),
+        *_moments(config, decays),
+        ("decay", decay := add_weight_decay(config.weight_decay, None if config.decay_all else decays, decay_factors)),
         ("groups", groups := scale_by_group(lr_factors)),
     )
     noise = langevin_noise(config.temperature, config.noise_floor, config.noise_cap, seed)
@@ -138,17 +143,32 @@ def langevin_adamw(
         learning_rate = schedule(step) * lr_scale
         updates, direction_state = direction.update(grads, state.direction, params)
         updates = by_parts(lambda update: jnp.asarray(-learning_rate, update.dtype) * update, updates)
-        updates, noise_state = noise.update(
-            updates,
-            state.noise,
-            params,
-            second_moment=bias_corrected_second_moment(direction_state["adam"], config.b2),
-            learning_rate=group_rates(lr_factors, learning_rate, updates),
-            step=step,
-        )
+        noise_state = state.noise
+        if config.temperature:
+            updates, noise_state = noise.update(
+                updates,
+                state.noise,
+                params,
+                second_moment=bias_corrected_second_moment(direction_state["adam"], config.b2),
+                learning_rate=group_rates(lr_factors, learning_rate, updates),
+                step=step,
+            )
         return updates, LangevinAdamWState(direction_state, noise_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _moments(config: OptimizerConfig, decays: Any | None) -> list[tuple[str, optax.GradientTransformation]]:
+    """The stages that turn a gradient into a direction: Adam for all parameters, or Muon and Adam for the rest."""
+    adam = scale_by_complex_adam(config.b1, config.b2, config.eps)
+    if config.matrices == "adam":
+        return [("adam", adam)]
+
+    def rest(params: optax.Params) -> Any:
+        return jax.tree.map(lambda matrix: not matrix, matrices_of_layers(params, decays))
+
+    muon = optax.masked(scale_by_muon(), lambda params: matrices_of_layers(params, decays))
+    return [("muon", muon), ("adam", optax.masked(adam, rest))]
 
 
 def _require_paths(params: optax.Params, **transforms: optax.GradientTransformation) -> None:

@@ -137,16 +137,35 @@ def _optimizer(config: Config, fault: Fault, decays: Any) -> optax.GradientTrans
 
 
 def _plant(tree: Any, fault: Fault, place: Place) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
+    # A masked leaf keeps its place, so that every leaf has the number of its parameter.
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_masked)
     here = [(fault.place == int(place)) & (fault.leaf == i) for i in range(len(leaves))]
-    planted = [_plant_entry(leaf, strikes, fault.value) for leaf, strikes in zip(leaves, here, strict=True)]
+    planted = [
+        leaf if _is_masked(leaf) else _plant_entry(leaf, strikes, fault.value)
+        for leaf, strikes in zip(leaves, here, strict=True)
+    ]
     return jax.tree.unflatten(structure, planted)
 
 
 def _plant_moments(state: LangevinAdamWState, fault: Fault, first: Place, second: Place) -> LangevinAdamWState:
-    adam = state.direction["adam"]
-    adam = adam._replace(mu=_plant(adam.mu, fault, first), nu=_plant(adam.nu, fault, second))
-    return state._replace(direction=type(state.direction)(state.direction | {"adam": adam}))
+    direction = dict(state.direction)
+    if "muon" in direction:
+        # Each holds the moments of its own parameters, behind a mask.
+        muon, *others = direction["muon"].inner_state
+        muon = muon._replace(mu=_plant(muon.mu, fault, first))
+        direction["muon"] = optax.MaskedState((muon, *others))
+        direction["adam"] = optax.MaskedState(_plant_adam(direction["adam"].inner_state, fault, first, second))
+    else:
+        direction["adam"] = _plant_adam(direction["adam"], fault, first, second)
+    return state._replace(direction=type(state.direction)(direction))
+
+
+def _plant_adam(state: Any, fault: Fault, first: Place, second: Place) -> Any:
+    return state._replace(mu=_plant(state.mu, fault, first), nu=_plant(state.nu, fault, second))
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def _plant_entry(array: Array, here: Any, value: Any) -> Array:
