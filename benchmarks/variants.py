@@ -1,19 +1,31 @@
 """Which form of a component learns best? Validation loss of variants of one small model at equal budget.
 
-Command:  python benchmarks/variants.py --path=FILE [--steps=1000 --dim=64 --layers=2 --seeds=1 --groups=encoder,ssm]
+Command:  python benchmarks/variants.py --path=FILE [--groups=model,parts --steps=1000 --dim=64 --layers=2 --seeds=3]
+          [--equal=steps] [--json=FILE]
 
 Trains each variant on the characters of FILE (first 90 % train, last 10 % validate, random windows of 64, batches of
-12) and prints nats a character at the end. Everything but the named fields is equal.
+12) and prints nats a character at the end, their difference from the group's first line for the same seeds, and what
+the variant costs. Everything but what is named is equal. `--equal=parameters` gives each variant the width that comes
+closest to the parameters of the group's first line, `--equal=time` as many steps as that one's time allows.
 """
 
-import time
+from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ablations
 import numpy as np
 from absl import app, flags
 
-from sem_jax.config import build, default, with_vocabulary
+from sem_jax.config import Config, build, default, with_vocabulary
 from sem_jax.data import open_dataset
-from sem_jax.modules.model import count_parameters
+from sem_jax.modules.blocks import BLOCKS
+from sem_jax.modules.model import abstract_model, count_parameters
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.state import init_state
@@ -24,75 +36,175 @@ _STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")
 _DIM = flags.DEFINE_integer("dim", 64, "Channels.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each variant.")
-_GROUPS = flags.DEFINE_list("groups", ["model"], "Which comparisons: model, encoder, ssm.")
+_GROUPS = flags.DEFINE_list("groups", ["model"], "Which comparisons: model, parts, optimizer, encoder, ssm.")
+_EQUAL = flags.DEFINE_enum("equal", "steps", ["steps", "parameters", "time"], "What all variants of a group share.")
+_JSON = flags.DEFINE_string("json", "", "File for the same numbers.")
 
-FIXED = {"mixer.kind": "fixed", "likelihood": "born", "layout": "mixers_first"}
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the default: fields of the configuration, and kinds of blocks by name."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _with(blocks: Any = None, **fields: Any) -> Variant:
+    return Variant({name.replace("__", "."): value for name, value in fields.items()}, blocks or {})
+
+
+def _mixer(block: Any, **fields: Any) -> Variant:
+    return _with({"mixers": block}, **fields)
+
+
+FIXED = {
+    "model__mixer__kind": "fixed",
+    "model__likelihood": "born",
+    "model__layout": "mixers_first",
+    "optimizer__matrices": "adam",
+    "optimizer__learning_rate": 3e-3,
+}
 VARIANTS = {
     "model": {
-        "fixed B and C, Born": {"mixer.kind": "fixed", "likelihood": "born"},
-        "fixed B and C, coherent": {"mixer.kind": "fixed", "likelihood": "coherent"},
-        "selective, Born": {"mixer.kind": "selective", "likelihood": "born"},
-        "selective, coherent": {},
-        "interleaved": {"layout": "interleaved"},
-        "mixers first": {"layout": "mixers_first"},
-        "no propagators": {"blocks": "mixers"},
+        "the default": _with(),
+        "fixed B and C, Born": _with(model__mixer__kind="fixed", model__likelihood="born"),
+        "fixed B and C, coherent": _with(model__mixer__kind="fixed"),
+        "selective, Born": _with(model__likelihood="born"),
+        "mixers first": _with(model__layout="mixers_first"),
+    },
+    "parts": {
+        "the default": _with(),
+        "no spinor gate": _mixer(ablations.NoSpinorGate),
+        "spinor gate of rank D/8": _mixer(ablations.LowRankSpinorGate),
+        "no convolution": _mixer(ablations.NoConvolution),
+        "an amplitude gate": _mixer(ablations.AmplitudeGate),
+        "no output gate": _mixer(ablations.NoOutputGate),
+        "output gate of rank D/8": _mixer(ablations.LowRankOutputGate),
+        "no bias of q and k": _mixer(ablations.NoBias),
+        "no skip d": _mixer(ablations.NoSkip),
+        "phases 0 at the start": _mixer(ablations.NoPhase),
+        "y normalised": _mixer(ablations.NormalisedOutput),
+        "half the states": _with(model__mixer__state_dim=8),
+        "twice the states": _with(model__mixer__state_dim=32),
+        "half the heads": _with(model__mixer__num_heads=4),
+        "gated channel mixer of width D/2": _with(
+            {"channels": ablations.ChannelMixer}, model__blocks="mixers,channels,propagators"
+        ),
+        "no transport plan": _with(model__encoder__transport="none"),
+        "no Kerr phase": _with(model__propagator__nonlinear_alpha=0.0, optimizer__lr_factors="propagators/alpha=0"),
+        "no propagator": _with(model__blocks="mixers"),
+    },
+    "optimizer": {
+        f"{matrices}, {rate:g}": _with(optimizer__matrices=matrices, optimizer__learning_rate=rate)
+        for rate in (6e-3, 9e-3, 12e-3, 18e-3)
+        for matrices in ("muon", "adam")
     },
     "encoder": {
-        "embedding alone": FIXED | {"encoder.transport": "none"},
-        "row softmax": FIXED | {"encoder.transport": "row_softmax", "encoder.embedding_skip": False},
-        "row softmax + skip": FIXED | {"encoder.transport": "row_softmax"},
-        "causal Sinkhorn + skip": FIXED | {"encoder.transport": "causal_sinkhorn", "encoder.sinkhorn_max_iter": 3},
+        "row softmax + skip": _with(**FIXED),
+        "row softmax": _with(**FIXED, model__encoder__embedding_skip=False),
+        "embedding alone": _with(**FIXED, model__encoder__transport="none"),
+        "causal Sinkhorn + skip": _with(
+            **FIXED, model__encoder__transport="causal_sinkhorn", model__encoder__sinkhorn_max_iter=3
+        ),
     },
     "ssm": {
-        "fast, δ": FIXED | {"mixer.ssm_init": "fast", "mixer.input_scale": "dt"},
-        "ring, δ": FIXED | {"mixer.ssm_init": "ring", "mixer.input_scale": "dt"},
-        "ring, unit variance": FIXED | {"mixer.ssm_init": "ring", "mixer.input_scale": "unit_variance"},
+        "fast, δ": _with(**FIXED),
+        "ring, δ": _with(**FIXED, model__mixer__ssm_init="ring"),
+        "ring, unit variance": _with(**FIXED, model__mixer__ssm_init="ring", model__mixer__input_scale="unit_variance"),
     },
 }
 
 
-def configure(fields: dict, seed: int):
+@dataclass
+class Result:
+    """Of one variant: losses by seed, and what it costs."""
+
+    nats: list[float]  # validation, a character
+    dim: int
+    steps: int
+    parameters: int
+    step_ms: float  # median, without compilation
+
+
+def configure(variant: Variant, dim: int, steps: int, seed: int) -> Config:
     config = default()
-    config.model.update(hidden_dim=_DIM.value, num_layers=_LAYERS.value, remat="elementwise")
-    config.model.mixer.update(num_groups=_DIM.value // 16, num_heads=8)
+    config.model.update(hidden_dim=dim, num_layers=_LAYERS.value, remat="none", layout="interleaved", vocab_size=65)
+    config.model.mixer.update(num_groups=8, num_heads=8, state_dim=16)
     config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=_STEPS.value // 2)
-    config.training.update(seed=seed, max_steps=_STEPS.value, global_batch=12, micro_batch=12, eval_batches=100)
-    config.update_from_flattened_dict({f"model.{name}": value for name, value in fields.items()})
+    config.optimizer.update(learning_rate=12e-3, matrices="muon", b2=0.99, lr_min_ratio=0.03)
+    config.optimizer.update(warmup_steps=steps // 10, decay_steps=steps * 3 // 4)
+    config.training.update(seed=seed, max_steps=steps, global_batch=12, micro_batch=12, eval_batches=200)
+    config.update_from_flattened_dict(dict(variant.fields))
     return build(config)
 
 
-def run(fields: dict, seed: int) -> tuple[float, int, float]:
-    """(validation nats a character, parameters, seconds a step without compilation)."""
-    config = configure(fields, seed)
+@contextmanager
+def installed(variant: Variant) -> Iterator[None]:
+    """The variant's kinds of blocks in the place of the package's."""
+    before = dict(BLOCKS)
+    BLOCKS.update(variant.blocks)
+    yield
+    BLOCKS.clear()
+    BLOCKS.update(before)
+
+
+def parameters_of(variant: Variant, dim: int) -> int:
+    return count_parameters(abstract_model(configure(variant, dim, _STEPS.value, 0).model).params)
+
+
+def train(variant: Variant, dim: int, steps: int, seed: int) -> tuple[float, float]:
+    """(validation nats a character, seconds a step without compilation)."""
+    config = configure(variant, dim, steps, seed)
     dataset = open_dataset(config.data, seed, config.training.global_batch)
     config = with_vocabulary(config, dataset.tokenizer.vocab_size)
-    state = init_state(config)
-    step = make_train_step(config)
-    times = []
-    for number in range(config.training.max_steps):
+    state, step, times = init_state(config), make_train_step(config), []
+    for number in range(steps):
         start = time.perf_counter()
         state, metrics = step(state, dataset.train.batch(number))
         metrics.loss.block_until_ready()
         times.append(time.perf_counter() - start)
-    evaluation = Evaluator(config, dataset)(state.model)
-    return evaluation.values["nll"], count_parameters(state.params), float(np.median(times))
+    return Evaluator(config, dataset)(state.model).values["nll"], float(np.median(times))
+
+
+def measure(variant: Variant, first: Result | None) -> Result:
+    """Of all seeds, at the budget of the group's first variant."""
+    dim, steps = _DIM.value, _STEPS.value
+    if first and _EQUAL.value == "parameters":
+        # A multiple of the heads and of the spinor blocks.
+        dim = min(range(dim // 2, 2 * dim, 8), key=lambda dim: abs(parameters_of(variant, dim) - first.parameters))
+    if first and _EQUAL.value == "time":
+        seconds = train(variant, dim, 130, 0)[1]
+        steps = round(steps * first.step_ms / 1e3 / seconds)
+    runs = [train(variant, dim, steps, seed) for seed in range(_SEEDS.value)]
+    nats, seconds = zip(*runs, strict=True)
+    return Result(list(nats), dim, steps, parameters_of(variant, dim), 1e3 * float(np.median(seconds)))
+
+
+def line(name: str, result: Result, first: Result) -> str:
+    spread = f" ± {np.std(result.nats, ddof=1):.4f}" if len(result.nats) > 1 else ""
+    differences = np.subtract(result.nats, first.nats)
+    return (
+        f"{name:34s}  {np.mean(result.nats):.4f}{spread}  {np.mean(differences):+.4f}  {result.dim:4d}  "
+        f"{result.parameters:10,}  {result.steps:5d}  {result.step_ms:7.0f}"
+    )
 
 
 def main(argv: list[str]) -> None:
     del argv
+    found: dict[str, dict[str, Any]] = {}
     for group in _GROUPS.value:
-        print(f"{group:24s}  nats/char  parameters  ms/step", flush=True)
-        for name, fields in VARIANTS[group].items():
-            with single_threaded_lapack():
-                results = [run(fields, seed) for seed in range(_SEEDS.value)]
-            losses = [loss for loss, _, _ in results]
-            spread = f" ± {np.std(losses):.4f}" if len(losses) > 1 else ""
-            print(
-                f"{name:24s}  {np.mean(losses):.4f}{spread}  {results[0][1]:10,}  {1e3 * results[0][2]:7.0f}",
-                flush=True,
-            )
+        print(f"{group:34s}  nats/char  difference  dim  parameters  steps  ms/step", flush=True)
+        first = None
+        for name, variant in VARIANTS[group].items():
+            with single_threaded_lapack(), installed(variant):
+                result = measure(variant, first)
+            first = first or result
+            print(line(name, result, first), flush=True)
+            found.setdefault(group, {})[name] = asdict(result)
+            if _JSON.value:
+                with open(_JSON.value, "w") as file:
+                    json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ def get_config() -> ConfigDict:
     config.name = "shakespeare_char"
     config.data.update(source="text", split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
-    config.model.update(hidden_dim=152, num_layers=4, layout="interleaved")
-    config.model.mixer.update(num_heads=8, state_dim=28)
-    config.optimizer.update(learning_rate=6e-3, b2=0.99, warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
+    config.model.update(hidden_dim=160, num_layers=4, layout="interleaved")
+    config.model.encoder.update(transport="none")
+    config.model.mixer.update(num_heads=8, state_dim=32)
+    config.optimizer.update(matrices="muon", learning_rate=12e-3, b2=0.99)
+    config.optimizer.update(warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
     config.training.update(max_steps=2000, global_batch=12, micro_batch=12, eval_every=250, eval_batches=100)
     config.sampling.update(prompt="\n", max_tokens=400)
     return config

@@ -169,6 +169,7 @@ class Mixer(Block):
     }
     RESIDUAL: ClassVar = frozenset({"residual"})
     SSM: ClassVar[Any] = FixedSSM
+    SSM_INPUT: ClassVar = "amplitude_gate"  # the part that the state space reads
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         del layer  # all depths begin alike
@@ -176,7 +177,8 @@ class Mixer(Block):
         self.norm_gamma = nnx.Param(jnp.ones(dim), decay=False)
         self.spinor_gate = SpinorGate(dim, mixer.block_size, rngs)
         self.conv = CausalConv(dim, mixer.conv_width, rngs)
-        self.activation_threshold = nnx.Param(jnp.zeros(()), decay=False)
+        if "amplitude_gate" in self.PARTS:
+            self.activation_threshold = nnx.Param(jnp.zeros(()), decay=False)
         self.ssm = self.SSM(dim, mixer, rngs)
         self.out_proj = complex_weight(rngs, dim, dim)
         self.output_scale = nnx.Param(jnp.full(dim, 2.5), decay=False)
@@ -196,7 +198,7 @@ class Mixer(Block):
         past = self.past(state, len(x))
         rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
         z, taps = self.conv(rotated, past.taps, context.position)
-        z = probe("amplitude_gate", self.amplitude_gate(probe("conv", z)))
+        z = self.activated(probe("conv", z), probe)
         z, ssm = self.ssm(z, past.ssm, context.position)
         z = self.gate_output(probe("ssm", z), rotated, probe)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
@@ -209,6 +211,10 @@ class Mixer(Block):
     def norm(self, x: Array) -> Array:
         """The layer's input, normalised."""
         return rms_norm(x, self.norm_gamma[...])
+
+    def activated(self, z: Array, probe: Probe) -> Array:
+        """What enters the state space, from the output of the convolution."""
+        return probe("amplitude_gate", self.amplitude_gate(z))
 
     def amplitude_gate(self, z: Array) -> Array:
         """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (docs/mathematics.md, section 2, Mixer 3)."""
@@ -229,7 +235,7 @@ class Mixer(Block):
         gate = self.spinor_gate.gate(values["norm"])
         saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
         past = self.past(state, len(values["norm"]))
-        memory = self.ssm.memory(values["amplitude_gate"], past.ssm, context.position)
+        memory = self.ssm.memory(values[self.SSM_INPUT], past.ssm, context.position)
         return MixerStats(jnp.mean(gate), saturated, *memory)
 
     def costs(self, tokens: int) -> dict[str, Cost]:
@@ -242,7 +248,7 @@ class Mixer(Block):
             "norm": Cost(0, 0, wave, wave),
             "spinor_gate": product(tokens * gate, wave, wave),
             "conv": product(tokens * MULTIPLY_ADD * 4 * taps * dim, wave, wave),
-            "amplitude_gate": Cost(0, 0, wave, wave),
+            **({"amplitude_gate": Cost(0, 0, wave, wave)} if "amplitude_gate" in self.PARTS else {}),
             **self.ssm.costs(tokens, dim),
             "out_proj": product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, 2 * wave, wave),
         }

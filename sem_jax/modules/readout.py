@@ -24,6 +24,9 @@ class Readout(nnx.Module):
         self.likelihood = config.likelihood
         self.floor = config.born_floor
         self.weight = complex_weight(rngs, config.vocab_size, config.hidden_dim)
+        if self.likelihood == "coherent":
+            # Logits of order one would be noise that the first steps must unlearn.
+            self.weight[...] = 0.1 * self.weight[...]
         self.bias = nnx.Param(jnp.zeros(config.vocab_size), decay=False)
 
     def log_probs(self, psi: Array) -> Array:

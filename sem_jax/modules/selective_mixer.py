@@ -84,24 +84,32 @@ class SelectiveSSM(nnx.Module):
 
 
 class SelectiveMixer(Mixer):
-    """A mixer with the selective state space and an output gate y·silu(W_o [Re z; Im z] + b), z the spinor gate's."""
+    """A mixer with the selective state space and an output gate y·silu(W_o [Re z; Im z] + b), z the spinor gate's.
+
+    It has no amplitude gate: beside an output gate that one costs more than it gives (docs/results.md, Parts).
+    """
 
     PARTS: ClassVar = {
         "norm": ("norm_gamma",),
         "spinor_gate": ("spinor_gate",),
         "conv": ("conv",),
-        "amplitude_gate": ("activation_threshold",),
         "ssm": ("ssm",),
         "output_gate": ("output_gate",),
         "out_proj": ("out_proj",),
         "residual": ("output_scale", "residual_scale"),
     }
     SSM: ClassVar = SelectiveSSM
+    SSM_INPUT: ClassVar = "conv"
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         super().__init__(config, rngs, layer)
         dim = config.hidden_dim
         self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
+
+    def activated(self, z: Array, probe: Probe) -> Array:
+        """The output of the convolution as it is."""
+        del probe
+        return z
 
     def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
         """z·silu(W_o [Re z'; Im z'] + b) of the spinor gate's output z'."""

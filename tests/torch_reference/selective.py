@@ -48,7 +48,7 @@ def selective_state_space(p: Parameters, z: Tensor, position: Tensor) -> Tensor:
 
 
 def selective_mixer(p: Parameters, x: Tensor, position: Tensor) -> Tensor:
-    """x + ρ·s·(W_out·(SSM(gate(conv(spinor(norm x))))·silu(W_o [Re z; Im z] + b))), z the output of the spinor gate."""
+    """x + ρ·s·(W_out·(SSM(conv(spinor(norm x)))·silu(W_o [Re z; Im z] + b))), z the output of the spinor gate."""
     power = abs_sq(x)
     active = (power > 1e-12).sum(-1, keepdim=True).clamp(min=1)
     z = x * p["norm_gamma"] / (torch.sqrt(power.sum(-1, keepdim=True) / active) + 1e-8)
@@ -68,7 +68,6 @@ def selective_mixer(p: Parameters, x: Tensor, position: Tensor) -> Tensor:
         total = total + torch.einsum("doi,bsdi->bsdo", kernel[tap], moved)
     z = torch.view_as_complex(total.contiguous())
 
-    z = z * -torch.expm1(-abs_sq(z) * torch.exp(p["activation_threshold"]))
     z = selective_state_space(p, z, position) * F.silu(affine(p, "output_gate", turned))
     return x + p["residual_scale"] * ((z @ p["out_proj"].T) * p["output_scale"])
 
