@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sem_jax.config import Config, ConfigError, build, upgrade
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
-from sem_jax.data.files import write_atomically
+from sem_jax.data.files import parse_json, read_text, write_atomically
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.state import TrainState, abstract_state
 
@@ -19,6 +19,7 @@ from sem_jax.training.state import TrainState, abstract_state
 _FIXED_GROUPS = ("model", "data")
 _FIXED_FIELDS = ("training.seed", "training.global_batch")
 _FREE_FIELDS = ("data.cache_dir", "data.path", "data.tokenizer_path")  # the data's fingerprint guards the content
+_LARGEST_RECORD = 2**24  # bytes of config.json
 _NO_DATA = ""  # fingerprint in a workdir that has not been trained in
 
 
@@ -172,7 +173,7 @@ def restore_run(workdir: str | Path, step: int | None = None) -> Run:
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_text(path, _LARGEST_RECORD))
         if not isinstance(record["config"], dict) or not isinstance(record["data_fingerprint"], str):
             raise KeyError("config")
     except (FileNotFoundError, NotADirectoryError):
