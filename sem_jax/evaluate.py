@@ -16,7 +16,7 @@ from sem_jax.api import load
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import Config, ConfigError, DataConfig, build, default, override
 from sem_jax.data import open_dataset
-from sem_jax.data.arrays import read_token_freqs, read_tokens, write_arrays
+from sem_jax.data.arrays import read_token_freqs, read_tokens, require_npz, write_arrays
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.health import convergence_warnings
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     del argv
     if _TOKENS.value is None and (_TOKEN_FREQS.value is not None or _DUMP.value is not None):
         raise app.UsageError("--token_freqs and --dump need --tokens")
+    if _DUMP.value is not None:
+        require_npz(_DUMP.value)  # before a computation whose result could not be kept
     model = load(_WORKDIR.value, _STEP.value)
     config = _with_overrides(model.config)
     if _TOKENS.value is None:

@@ -68,10 +68,15 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       DataError: the name ends otherwise, or the file cannot be written.
     """
-    if Path(path).suffix != ".npz":
-        raise DataError(f"{path} cannot be written: the name of a file of several arrays must end in .npz")
+    require_npz(path)
     with open_atomically(Path(path)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def require_npz(path: str | Path) -> None:
+    """Raises DataError unless the name is one for `write_arrays`."""
+    if Path(path).suffix != ".npz":
+        raise DataError(f"{path} cannot be written: the name of a file of several arrays must end in .npz")
 
 
 def _read_npy(path: str | Path) -> np.ndarray:

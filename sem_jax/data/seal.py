@@ -10,7 +10,7 @@ from typing import Any
 SEAL = "seal"
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(values: Mapping[Any, Any]) -> dict[str, Any]:
     """The values of a JSON record, with their seal in front.
 
     >>> unsealed(sealed({"tokens": 3}))
@@ -38,5 +38,5 @@ def unsealed(record: Any) -> dict[str, Any]:
     return values
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def _digest(values: Mapping[Any, Any]) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -64,8 +64,7 @@ def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
       DataError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".npz"):
-        raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
+    require_writable_kind(path)
     # The safetensors writer takes the bytes as they lie in memory, whatever the strides say.
     dense = {name: np.array(array, order="C") for name, array in arrays.items()}
     if path.suffix == ".npz":
@@ -73,6 +72,12 @@ def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
         return
     with open_atomically(path) as file:
         file.write(safetensors.numpy.save(dense))
+
+
+def require_writable_kind(path: str | os.PathLike[str]) -> None:
+    """Raises InteropError unless the name is one for `write_state_dict`."""
+    if Path(path).suffix not in (".safetensors", ".npz"):
+        raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
