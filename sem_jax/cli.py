@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +21,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from sem_jax.data.files import require_regular
 from sem_jax.errors import SemJaxError
 
 _INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
@@ -139,6 +140,8 @@ def explain_os_error(error: OSError) -> str:
         cure = "free some space, or choose another place"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         cure = "choose a place that you may read and write, or change its permissions"
+    elif error.errno == errno.EPIPE:
+        cure = "whoever read it has ended"
     else:
         cure = "check the path, and that nothing else is using it"
     return " ".join(f"{where}: {error.strerror or error}; {cure}".split())
@@ -153,15 +156,30 @@ def this_command() -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """For `absl.app.run(flags_parser=...)`: a wrong flag or config file is an error of one line, too."""
-    try:
+    with one_line_errors():
+        for argument in argv:
+            if argument.startswith("--config="):
+                _require_no_pipe(argument.removeprefix("--config="))
         arguments = flags.FLAGS(argv)
         _refuse_empty_values()
         if "config" in flags.FLAGS:
             getattr(flags.FLAGS["config"].value, "keys", None)  # a file that could not be loaded raises only now
         return arguments
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line if flags cannot be read."""
+    try:
+        yield
     except Exception as error:  # a config file is a program, which may raise anything
         print("error:", " ".join(_explain(error).split()), file=sys.stderr)
         sys.exit(1)
+
+
+def _require_no_pipe(path: str) -> None:
+    if os.path.exists(path):
+        require_regular(path)
 
 
 def _refuse_empty_values() -> None:
@@ -184,6 +202,8 @@ def _explain(error: Exception) -> str:
             file, line = places[-1]
             return f"correct line {line} of {file}: {type(cause).__name__}: {_text(cause)}"
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return explain_os_error(error)
     if isinstance(error, flags.Error):
         first, *others = str(error).strip().splitlines()
         return " ".join([first, *others[-1:]]) + "; see --help"  # in between stands a traceback

@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sem_jax.api import load
-from sem_jax.cli import parse_flags, reporting_errors
+from sem_jax.cli import one_line_errors, parse_flags, reporting_errors
 from sem_jax.config import Config, ConfigError, DataConfig, build, default, override
 from sem_jax.data import open_dataset
 from sem_jax.data.arrays import read_token_freqs, read_tokens, require_npz, write_arrays
@@ -33,7 +33,8 @@ _OF_TOKENS = ["optimizer.unitary_lambda"]
 _OWN = ("tokenizer", "tokenizer_path", "tokenizer_sample", "bpe_vocab_size")
 _OF_TEXT = [f"data.{field.name}" for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
 _OF_TEXT += ["training.global_batch", "training.eval_batches"]
-config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
+with one_line_errors():  # the fields of the command line are read here already
+    config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
 
 
 @reporting_errors
