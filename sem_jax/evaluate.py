@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -21,7 +22,7 @@ from sem_jax.inference.language_model import LanguageModel
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.health import convergence_warnings
 from sem_jax.training.token_outputs import token_outputs
-from sem_jax.training.workdir import with_own_tokenizer
+from sem_jax.training.workdir import data_fingerprint, with_own_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> None:
 
 def _evaluate_text(model: LanguageModel, config: Config) -> None:
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
+    if data_fingerprint(_WORKDIR.value) not in (None, dataset.fingerprint):
+        print("warning: these are not the data that the run was trained on: text or split differ", file=sys.stderr)
     evaluation = Evaluator(config, dataset)(model.parts)
     values = evaluation.values
     print(f"{model!r}")
