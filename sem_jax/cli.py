@@ -69,14 +69,15 @@ class LastingOutput(io.TextIOBase):
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self._before = stream
         self.lost: OSError | None = None  # why nothing is written any more
 
     def __enter__(self) -> LastingOutput:
-        sys.stdout = self
+        self._before, sys.stdout = sys.stdout, self
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout = self._stream
+        sys.stdout = self._before
 
     def write(self, text: str) -> int:
         """As of any stream, but that nothing is raised."""
@@ -86,6 +87,11 @@ class LastingOutput(io.TextIOBase):
     def flush(self) -> None:
         """As of any stream, but that nothing is raised."""
         self._try(self._stream.flush)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream beneath: the bar chooses its characters by it."""
+        return self._stream.encoding
 
     def isatty(self) -> bool:
         """Whether a person reads along."""
@@ -103,7 +109,8 @@ class LastingOutput(io.TextIOBase):
         except OSError as error:
             self.lost = error
             # What is left in the buffer must not fail once more at the end of the process.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
             with contextlib.suppress(OSError):  # the terminal may be gone altogether
                 print(
                     f"warning: the output: {error.strerror}; the run goes on without it, and its workdir holds all "
