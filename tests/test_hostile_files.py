@@ -45,7 +45,6 @@ def test_every_loader_is_tried(loaders):
 
 
 @pytest.mark.parametrize("name", EVERY_LOADER)
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_damaged_file_gets_past_its_loader_as_anything_but_an_error(loaders, name, bounded_memory):
     outcome = survival_fuzz.survive(loaders[name], 40, seed=1)
     assert outcome.failures == []
@@ -55,7 +54,6 @@ def test_no_damaged_file_gets_past_its_loader_as_anything_but_an_error(loaders, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_LOADER)
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_none_of_many_damaged_files_does(loaders, name):
     assert survival_fuzz.survive(loaders[name], 1700, seed=2).failures == []
 
