@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
 import sys
 
@@ -28,7 +29,11 @@ def main() -> None:
     """Runs a command as its own program: the flags of one are unknown to the others, and only one is imported."""
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("--help", "-h", "help"):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except OSError as error:
+            print(f"error: the output: {error.strerror}", file=sys.stderr)
+            os._exit(1)  # without the flush at the end, which would fail once more
         return
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)

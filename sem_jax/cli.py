@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from sem_jax.data.files import require_regular
 from sem_jax.errors import SemJaxError
 
+_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
+_MAY_BE_EMPTY = ("prompt",)
 _MODULE = "config_config"  # the name under which ml_collections runs the file of --config
 
 
@@ -31,6 +36,7 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
     def run(argv: list[str]) -> Any:
         if len(argv) > 1:
             raise app.UsageError(f"unknown argument {argv[1]!r}")
+        _prepare_output()
         enable_compilation_cache()
         logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator that is absent
         try:
@@ -39,14 +45,95 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
             return result
         except SemJaxError as error:
             reason = str(error)
+        except KeyboardInterrupt:
+            print("error: stopped at once; what was saved last is kept", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+        except MemoryError as error:
+            reason = f"out of memory {error}; make the batch, the sequence or the model smaller"
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = f"out of memory: {error}; lower config.training.micro_batch, or make the model smaller"
         except OSError as error:
             reason = explain_os_error(error)
             if error.filename is None:  # it may be standard output that cannot be written
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
-        print(f"error: {reason}", file=sys.stderr)
+        print("error:", reason, file=sys.stderr)
         sys.exit(1)
 
     return run
+
+
+class LastingOutput(io.TextIOBase):
+    """Standard output for what must not end with it: a closed pipe or a full disk is one warning, and then silence."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._before = stream
+        self.lost: OSError | None = None  # why nothing is written any more
+
+    def __enter__(self) -> LastingOutput:
+        self._before, sys.stdout = sys.stdout, self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout = self._before
+
+    def write(self, text: str) -> int:
+        """As of any stream, but that nothing is raised."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any stream, but that nothing is raised."""
+        self._try(self._stream.flush)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream beneath: the bar chooses its characters by it."""
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        """Whether a person reads along."""
+        return self.lost is None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Of the stream beneath."""
+        return self._stream.fileno()
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self.lost is not None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self.lost = error
+            # What is left in the buffer must not fail once more at the end of the process.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            with contextlib.suppress(OSError):  # the terminal may be gone altogether
+                print(
+                    f"warning: the output: {error.strerror}; the run goes on without it, and its workdir holds all "
+                    "that it tells",
+                    file=sys.stderr,
+                )
+
+
+def _prepare_output() -> None:
+    """Lets every text be printed, whatever the terminal knows, and ends a command whose output is closed."""
+    if sys.stdout is None:
+        print("error: standard output is closed; send it to a file, or to /dev/null", file=sys.stderr)
+        sys.exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.unraisablehook = _without_closed_loops
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    """Passes over what orbax leaves behind when a run ends in an error: coroutines of an event loop that is gone."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def explain_os_error(error: OSError) -> str:
@@ -60,6 +147,8 @@ def explain_os_error(error: OSError) -> str:
         cure = "free some space, or choose another place"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         cure = "choose a place that you may read and write, or change its permissions"
+    elif error.errno == errno.EPIPE:
+        cure = "whoever read it has ended"
     else:
         cure = "check the path, and that nothing else is using it"
     return " ".join(f"{where}: {error.strerror or error}; {cure}".split())
@@ -74,14 +163,38 @@ def this_command() -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """For `absl.app.run(flags_parser=...)`: a wrong flag or config file is an error of one line, too."""
-    try:
+    with one_line_errors():
+        for argument in argv:
+            if argument.startswith("--config="):
+                _require_no_pipe(argument.removeprefix("--config="))
         arguments = flags.FLAGS(argv)
+        _refuse_empty_values()
         if "config" in flags.FLAGS:
             getattr(flags.FLAGS["config"].value, "keys", None)  # a file that could not be loaded raises only now
         return arguments
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line if flags cannot be read."""
+    try:
+        yield
     except Exception as error:  # a config file is a program, which may raise anything
         print("error:", " ".join(_explain(error).split()), file=sys.stderr)
         sys.exit(1)
+
+
+def _require_no_pipe(path: str) -> None:
+    if os.path.exists(path):
+        require_regular(path)
+
+
+def _refuse_empty_values() -> None:
+    """An empty folder or file would be the current folder, or nothing; an empty prompt or field means something."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if flag.present and flag.value == "" and name not in _MAY_BE_EMPTY and "." not in name:
+            raise flags.IllegalFlagValueError(f"--{name} is empty; give it a value, or leave it out")
 
 
 def _explain(error: Exception) -> str:
@@ -96,6 +209,8 @@ def _explain(error: Exception) -> str:
             file, line = places[-1]
             return f"correct line {line} of {file}: {type(cause).__name__}: {_text(cause)}"
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return explain_os_error(error)
     if isinstance(error, flags.Error):
         first, *others = str(error).strip().splitlines()
         return " ".join([first, *others[-1:]]) + "; see --help"  # in between stands a traceback

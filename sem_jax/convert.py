@@ -13,6 +13,7 @@ from absl import app, flags
 from sem_jax.api import convert, load
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.interop import InteropError, differences, export_state_dict, write_state_dict
+from sem_jax.interop.files import require_writable_kind
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to make, or, with --to, to read.", required=True)
 _STATE_DICT = flags.DEFINE_string("state_dict", None, "File to import: .pt, .safetensors or .npz.")
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
 
 
 def _export(path: str) -> None:
+    require_writable_kind(path)
     model = load(_WORKDIR.value, _STEP.value)
     arrays = export_state_dict(model.parts)
     write_state_dict(path, arrays)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from sem_jax.api import load
-from sem_jax.cli import parse_flags, reporting_errors
+from sem_jax.cli import one_line_errors, parse_flags, reporting_errors
 from sem_jax.config import Config, ConfigError, DataConfig, build, default, override
 from sem_jax.data import open_dataset
-from sem_jax.data.arrays import read_token_freqs, read_tokens, write_arrays
+from sem_jax.data.arrays import read_token_freqs, read_tokens, require_npz, write_arrays
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.health import convergence_warnings
 from sem_jax.training.token_outputs import token_outputs
-from sem_jax.training.workdir import with_own_tokenizer
+from sem_jax.training.workdir import data_fingerprint, with_own_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
@@ -33,7 +34,8 @@ _OF_TOKENS = ["optimizer.unitary_lambda"]
 _OWN = ("tokenizer", "tokenizer_path", "tokenizer_sample", "bpe_vocab_size")
 _OF_TEXT = [f"data.{field.name}" for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
 _OF_TEXT += ["training.global_batch", "training.eval_batches"]
-config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
+with one_line_errors():  # the fields of the command line are read here already
+    config_flags.DEFINE_config_dict("config", default(), "Fields that differ from the run's configuration.")
 
 
 @reporting_errors
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> None:
     del argv
     if _TOKENS.value is None and (_TOKEN_FREQS.value is not None or _DUMP.value is not None):
         raise app.UsageError("--token_freqs and --dump need --tokens")
+    if _DUMP.value is not None:
+        require_npz(_DUMP.value)  # before a computation whose result could not be kept
     model = load(_WORKDIR.value, _STEP.value)
     config = _with_overrides(model.config)
     if _TOKENS.value is None:
@@ -52,6 +56,8 @@ def main(argv: list[str]) -> None:
 
 def _evaluate_text(model: LanguageModel, config: Config) -> None:
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
+    if data_fingerprint(_WORKDIR.value) not in (None, dataset.fingerprint):
+        print("warning: these are not the data that the run was trained on: text or split differ", file=sys.stderr)
     evaluation = Evaluator(config, dataset)(model.parts)
     values = evaluation.values
     print(f"{model!r}")

@@ -59,28 +59,38 @@ def report(workdir: str | Path) -> str:
 def _training_lines(train: list[dict[str, Any]]) -> list[str]:
     if not train:
         return ["No training step has been reported yet."]
-    losses = [line["loss"] for line in train]
-    speeds = sorted(line["tokens_per_s"] for line in train if math.isfinite(line["tokens_per_s"]))
+    losses = _column(train, "loss")
+    speeds = sorted(filter(math.isfinite, _column(train, "tokens_per_s")))
     rate = f", median {speeds[len(speeds) // 2]:,.0f} tokens/s" if speeds else ""
     return [
         f"Training loss over {train[-1]['step']} steps, {losses[0]:.3f} to {losses[-1]:.3f}:",
         "",
         f"    {_curve(losses)}",
         "",
-        f"Skipped steps {train[-1]['skipped']}, reports with a loss that is not finite "
+        f"Skipped steps {_number(train[-1], 'skipped'):.0f}, reports with a loss that is not finite "
         f"{sum(not math.isfinite(loss) for loss in losses)}, worst residual "
-        f"{max(line['residual'] for line in train):.1e}, worst norm drift "
-        f"{max(line['norm_drift'] for line in train):.1e}{rate}.",
+        f"{max(_column(train, 'residual')):.1e}, worst norm drift "
+        f"{max(_column(train, 'norm_drift')):.1e}{rate}.",
     ]
 
 
 def _skip_table(skips: list[dict[str, Any]]) -> list[str]:
     if not skips:
         return []
-    rows = [f"| {v['step']} | {v['reason']} | {v.get('leaf', '')} |" for v in skips[-_SKIPS_SHOWN:]]
+    rows = [f"| {v['step']} | {v.get('reason', '')} | {v.get('leaf', '')} |" for v in skips[-_SKIPS_SHOWN:]]
     hidden = len(skips) - len(rows)
     title = [f"The last {len(rows)} of {len(skips)} skipped steps:", ""] if hidden else []
     return [*title, "| skipped step | cause | first bad leaf |", "|---|---|---|", *rows, ""]
+
+
+def _column(lines: list[dict[str, Any]], name: str) -> list[float]:
+    return [_number(line, name) for line in lines]
+
+
+def _number(line: dict[str, Any], name: str) -> float:
+    """A value of a line; NaN where the line lacks it or has something else, as those of another version may."""
+    value = line.get(name)
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
 
 
 def _curve(values: list[float]) -> str:
@@ -98,7 +108,7 @@ def _curve(values: list[float]) -> str:
 def _validation_table(validation: list[dict[str, Any]]) -> list[str]:
     if not validation:
         return ["No evaluation has been made yet."]
-    rows = [f"| {v['step']} | {v['nll']:.4f} | {v['bits_per_byte']:.4f} |" for v in validation]
+    rows = [f"| {v['step']} | {_number(v, 'nll'):.4f} | {_number(v, 'bits_per_byte'):.4f} |" for v in validation]
     return ["| step | nats/token | bits/byte |", "|---|---|---|", *rows]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 from small import TEXT, config
 
@@ -169,7 +170,7 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
         arguments = [*start, *flags]
         for _ in range(2):
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=variables, cwd=folder)
-            assert done.returncode == 0, done.stderr
+            assert done.returncode == 75, done.stderr  # `train && evaluate` must not go on
             (line,) = done.stdout.splitlines()
             message, _, again = line.partition("; go on with: ")
             assert message == "stopped and saved at step 7"
@@ -297,6 +298,89 @@ def test_a_report_of_a_run_that_cannot_be_written_to_is_printed(untrained, capsy
     assert printed.err == "note: report.md is not written: Permission denied\n"
 
 
+def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    oom = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 TiB")
+    for error, status, part in [
+        (KeyboardInterrupt(), 130, "stopped at once; what was saved last is kept"),
+        (MemoryError(), 1, "out of memory"),
+        (oom, 1, "out of memory: RESOURCE_EXHAUSTED: 3 TiB; lower config.training.micro_batch"),
+    ]:
+
+        def main(argv, error=error):
+            raise error
+
+        with pytest.raises(SystemExit) as stopped:
+            cli.reporting_errors(main)(["command"])
+        assert stopped.value.code == status
+        written = capsys.readouterr().err
+        assert written.startswith("error: ")
+        assert part in written
+        assert written.count("\n") == 1
+
+
+def test_a_command_whose_output_is_closed_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.reporting_errors(lambda argv: None)(["command"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: standard output is closed; send it to a file, or to /dev/null\n"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "disk"])
+def test_a_lost_output_is_one_warning_and_ends_nothing(capsys, kind):
+    if kind == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w")
+    else:
+        stream = open("/dev/full", "w")  # noqa: SIM115 (closed below)
+    with stream:
+        before = sys.stdout
+        with cli.LastingOutput(stream) as output:
+            for step in range(3):
+                print("step", step, flush=True)
+        assert sys.stdout is before
+        assert output.lost.errno == (errno.EPIPE if kind == "pipe" else errno.ENOSPC)
+    written = capsys.readouterr().err
+    assert written.startswith("warning: the output: ")
+    assert written.count("\n") == 1
+
+
+def test_only_what_orbax_leaves_behind_is_passed_over(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "__unraisablehook__", seen.append)
+    cli._without_closed_loops(SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))
+    other = SimpleNamespace(exc_value=RuntimeError("something else"))
+    cli._without_closed_loops(other)
+    assert seen == [other]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "parts"),
+    [
+        ("report", ["--workdir="], ["--workdir is empty; give it a value, or leave it out"]),
+        ("evaluate", ["--workdir=w", "--config.data.foo=1"], ["--config has no such field: 'foo'"]),
+        ("evaluate", ["--workdir=w", "--tokens=t.npy", "--dump=x.txt"], ["x.txt cannot be written", ".npz"]),
+        ("convert", ["--workdir=w", "--to=x.txt"], ["x.txt cannot be written", ".safetensors or .npz"]),
+        ("train", ["--workdir=w", "--config=pipe"], ["pipe: it is a pipe or a device, not a file"]),
+    ],
+    ids=["empty", "unknown field", "dump", "export", "pipe"],
+)
+def test_what_cannot_work_is_refused_before_any_work(folder, name, flags, parts):
+    if not (folder / "pipe").exists():
+        os.mkfifo(folder / "pipe")
+    done = run(folder, command(name, *flags))
+    assert_is_one_line_error(done, *parts)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_usage_that_nobody_reads_is_one_line(folder):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(sem_jax_main("--help"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: the output: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -345,7 +429,8 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "evaluate.load = lambda workdir, step: SimpleNamespace(config=config(), parts=parts)\n"
         "def open_dataset(data, seed, batch):\n"
         "    print(data.seq_length, data.validation_fraction, data.tokenizer_path, batch)\n"
-        "    return SimpleNamespace(validation_tokens=1234)\n"
+        "    return SimpleNamespace(validation_tokens=1234, fingerprint='edited')\n"
+        "evaluate.data_fingerprint = lambda workdir: 'trained'\n"
         "evaluate.open_dataset = open_dataset\n"
         "evaluate.Evaluator = lambda *_: lambda *_: Evaluation(values, stats)\n"
         "app.run(evaluate.main)\n"
@@ -357,6 +442,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
     assert lines[0] == f"8 0.1 {tmp_path / 'tokenizer.json'} 8"  # 0.1 is the run's, not the default
     assert {"bits/byte      1.5000", "perplexity     8.000", "iterations     8"} <= set(lines)
     assert "1,234 tokens" in done.stdout
+    assert "warning: these are not the data that the run was trained on" in done.stderr
     assert lines[-1].startswith("warning: propagator layer 0: dense left a residual of 2.0e-02")
 
 
@@ -372,7 +458,7 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
             seen.append(line)
             if line.startswith("step   3/"):
                 process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=300) == 0, process.stderr.read()
+        assert process.wait(timeout=300) == 75, process.stderr.read()
     assert seen[0].startswith("tiny: ")
     assert seen[-1].startswith("stopped and saved at step ")
     assert f"go on with: {sys.executable} -m sem_jax.train --config=" in seen[-1]

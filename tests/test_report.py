@@ -95,6 +95,21 @@ def test_a_run_that_has_only_begun_says_so(workdir):
     assert "No evaluation has been made yet." in text
 
 
+def test_a_line_that_lacks_a_value_or_has_another_is_reported_without_it(workdir):
+    lines = [
+        '{"split": "train", "step": 1}',
+        '{"split": "train", "step": 2, "loss": "low", "tokens_per_s": [], "residual": 1' + "0" * 400 + "}",
+        '{"split": "skip", "step": 3}',
+        '{"split": "validation", "step": 4, "nll": true}',
+        '{"split": "something new", "step": 5}',
+    ]
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    text = write_report(workdir)
+    assert "Training loss over 2 steps, nan to nan" in text
+    assert "| 3 |  |  |" in text
+    assert "| 4 | 1.0000 | nan |" in text
+
+
 def test_folders_without_a_run_are_refused(workdir, tmp_path_factory):
     with pytest.raises(MetricsError, match=r"metrics\.jsonl does not exist"):
         write_report(workdir)

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sem_jax.config.experiment import Config
@@ -86,6 +87,13 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return _number(hint, value, path)
     if hint in (int, float) or not isinstance(value, hint):
         raise ConfigError(f"{path} = {shown(value)} must be of type {hint.__name__}")
+    return _text(value, path) if hint is str else value
+
+
+def _text(value: str, path: str) -> str:
+    """The value, if files, terminals and JSON can hold it."""
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(f"{path} = {shown(value)} must be text without NUL and without half of a surrogate pair")
     return value
 
 
@@ -105,8 +113,11 @@ def _number(hint: type, value: float, path: str) -> float:
 
 
 def _check_range(value: Any, allowed: Range, meaning: str, path: str) -> None:
+    """Raises unless the value lies in its range, and is not rounded onto an open end of it on a device."""
     if isinstance(value, tuple):
         for i, entry in enumerate(value):
             _check_range(entry, allowed, meaning, f"{path}[{i}]")
-    elif allowed != Range() and value not in allowed:
+    elif isinstance(value, int | float) and value not in allowed:
         raise ConfigError(f"{path} = {value!r} must be {allowed}; it is: {meaning}")
+    elif isinstance(value, float) and float(np.float32(value)) not in Range(above=allowed.above, below=allowed.below):
+        raise ConfigError(f"{path} = {value!r} is {np.float32(value)} in float32, and must be {allowed} there, too")

@@ -9,6 +9,7 @@ from typing import Any
 
 from sem_jax.config.experiment import Config
 from sem_jax.config.fields import ConfigError
+from sem_jax.config.rules import check_rules
 
 
 def lookup(config: Config, path: str) -> Any:
@@ -29,14 +30,16 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     """The configuration with the vocabulary size of its tokenizer.
 
     Raises:
-      ConfigError: another size is configured.
+      ConfigError: another size is configured, or the model becomes too large with it.
     """
     if config.model.vocab_size not in (0, vocab_size):
         raise ConfigError(
             f"config.model.vocab_size = {config.model.vocab_size}, but the {config.data.tokenizer} tokenizer has "
             f"{vocab_size} ids; set it to 0 to take the tokenizer's"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    changed = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    check_rules(changed)
+    return changed
 
 
 def with_posterior_temperature(config: Config, train_tokens: int | None) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sem_jax.config.fields import setting
+from sem_jax.config.fields import LONGEST, MOST_IDS, MOST_STEPS, setting
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class DataConfig:
     text_field: str = setting("text", "field of a record that holds its text (jsonl, parquet, hf)")
     score_field: str = setting("", "field of a record that holds its quality score; empty: no filter")
     min_score: float = setting(0.0, "least score of a document that is read")
-    max_documents: int = setting(0, "documents that are read at most; 0: all", unit="documents", at_least=0)
+    max_documents: int = setting(
+        0, "documents that are read at most; 0: all", unit="documents", at_least=0, at_most=MOST_STEPS
+    )
     split: Literal["hash", "tail"] = setting(
         "hash", "hold out whole documents by their hash, or the last share of the characters"
     )
@@ -37,11 +39,12 @@ class DataConfig:
         "documents of the training split that a bpe tokenizer is trained on at most; 0: all",
         unit="documents",
         at_least=0,
+        at_most=MOST_STEPS,
     )
     bpe_vocab_size: int = setting(
-        4096, "vocabulary of a BPE that is trained here", unit="tokens", at_least=1, at_most=2**20
+        4096, "vocabulary of a BPE that is trained here", unit="tokens", at_least=1, at_most=MOST_IDS
     )
-    seq_length: int = setting(128, "length of a training sequence", unit="tokens", at_least=1)
+    seq_length: int = setting(128, "length of a training sequence", unit="tokens", at_least=1, at_most=LONGEST)
     packing: Literal["documents", "windows"] = setting(
         "documents", "packed documents, or random windows of one long stream"
     )
@@ -50,6 +53,10 @@ class DataConfig:
         False, "read the source while training: tokens are cached in shards as they come; needs packing = documents"
     )
     shard_tokens: int = setting(
-        2**22, "size of one shard; the order is shuffled within a shard (stream)", unit="tokens", at_least=1
+        2**22,
+        "size of one shard; the order is shuffled within a shard (stream)",
+        unit="tokens",
+        at_least=1,
+        at_most=2**28,
     )
     cache_dir: str = setting("", "folder of tokens and tokenizers; empty: $SEM_JAX_CACHE or ~/.cache/sem_jax")

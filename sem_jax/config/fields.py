@@ -15,6 +15,12 @@ from sem_jax.errors import SemJaxError
 
 T = TypeVar("T")
 
+# Bounds that many fields share. What lies beyond is a slip of the hand or a file made to do harm, not an experiment.
+MOST_STEPS = 10**9  # of a run; also documents, batches and intervals
+LONGEST = 2**22  # tokens of one sequence or context
+MOST_IDS = 2**20  # of a vocabulary
+STEEPEST = 1e6  # factors that multiply what is of order 1: their squares stay far inside float32
+
 
 class ConfigError(SemJaxError, ValueError):
     """A configuration value that is unknown, of the wrong type or impossible; the message names field and cure."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sem_jax.config.fields import setting
+from sem_jax.config.fields import LONGEST, MOST_IDS, STEEPEST, setting
 
 Transport = Literal["none", "row_softmax", "causal_sinkhorn", "sequence_sinkhorn"]
 Solver = Literal["cg", "dense", "chebyshev", "cg_on_cayley"]
 ScanMethod = Literal["auto", "sequential", "associative", "chunked"]
 Remat = Literal["none", "elementwise", "layers"]
 
-WIDEST = 65_536  # no width or number of columns, states or neighbours is sensible beyond it
+WIDEST = 16_384  # no width or number of columns, states or neighbours is sensible beyond it
 MOST_ITERATIONS = 10_000
+MOST_TAPS = 256  # each is a product of its own in the compiled program
+MOST_EDGES = 2**22  # of one graph
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class EncoderConfig:
         at_most=WIDEST,
     )
     cost_dim: int = setting(64, "P, dimension in which the cost is measured", at_least=1, at_most=WIDEST)
-    sinkhorn_epsilon: float = setting(0.05, "entropic regularisation", above=0)
+    sinkhorn_epsilon: float = setting(0.05, "entropic regularisation", at_least=1e-6, at_most=STEEPEST)
     sinkhorn_max_iter: int = setting(
         50,
         "sweeps at most (sequence_sinkhorn), or exactly (causal_sinkhorn)",
@@ -46,12 +48,13 @@ class EncoderConfig:
         at_least=1,
         at_most=MOST_ITERATIONS,
     )
-    sinkhorn_tol: float = setting(1e-3, "stop at this max |Δu| (sequence_sinkhorn)", above=0)
+    sinkhorn_tol: float = setting(1e-3, "stop at this max |Δu| (sequence_sinkhorn)", above=0, at_most=1)
     sinkhorn_prior: float = setting(
         128.0,
         "virtual rows, spread evenly, that steady a short prefix (causal_sinkhorn)",
         unit="rows",
         at_least=0,
+        at_most=STEEPEST,
     )
 
 
@@ -69,13 +72,15 @@ class MixerConfig:
     )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)
-    conv_width: int = setting(4, "K, taps of the causal convolution", unit="tokens", at_least=1, at_most=WIDEST)
+    conv_width: int = setting(4, "K, taps of the causal convolution", unit="tokens", at_least=1, at_most=MOST_TAPS)
     num_groups: int = setting(8, "G, independent groups of channels of the fixed mixer", at_least=1, at_most=WIDEST)
     state_dim: int = setting(16, "N, complex states of one group or head", at_least=1, at_most=WIDEST)
     ssm_init: Literal["fast", "ring"] = setting(
         "fast", "decay at start: fast is the reference's |a| near 0.3, ring is LRU-style"
     )
-    ring_max_timescale: float = setting(64.0, "slowest time constant of the ring", unit="tokens", above=1)
+    ring_max_timescale: float = setting(
+        64.0, "slowest time constant of the ring", unit="tokens", above=1, at_most=STEEPEST
+    )
     input_scale: Literal["dt", "unit_variance"] = setting(
         "dt", "input of the state: dt is δ·Bx (reference), unit_variance is sqrt(1-|a|²)·Bx"
     )
@@ -84,6 +89,7 @@ class MixerConfig:
         "clamp the state's modulus after so many positions; 0: never (256 in the reference)",
         unit="tokens",
         at_least=0,
+        at_most=LONGEST,
     )
     scan: ScanMethod = setting(
         "auto", "how the recurrence is evaluated: chunked is matrix products (selective only); auto: what is fastest"
@@ -96,17 +102,17 @@ class PropagatorConfig:
 
     solver: Solver = setting("dense", "how the linear system of the Cayley step is solved")
     matvec: Literal["dense", "sparse"] = setting("dense", "the Hamiltonian as one matrix or as an edge list")
-    cayley_dt: float = setting(0.1, "time step; h = dt/2", at_least=0)
+    cayley_dt: float = setting(0.1, "time step; h = dt/2; at 0 the channels would not mix", above=0, at_most=1000)
     cg_max_iter: int = setting(
         8, "iterations at most (cg, cg_on_cayley)", unit="iterations", at_least=1, at_most=MOST_ITERATIONS
     )
     solver_tol: float = setting(
-        1e-7, "relative residual of one token at which cg and chebyshev stop; cg_tol in the seed", above=0
+        1e-7, "relative residual of one token at which cg and chebyshev stop; cg_tol in the seed", above=0, at_most=1
     )
     chebyshev_degree: int = setting(
         64, "degree at most; the degree that solver_tol needs is used (chebyshev)", at_least=1, at_most=MOST_ITERATIONS
     )
-    nonlinear_alpha: float = setting(0.1, "initial Kerr coefficient")
+    nonlinear_alpha: float = setting(0.1, "initial Kerr coefficient", at_least=-1000, at_most=1000)
     laplacian_sparsity: int = setting(
         8, "neighbours of a node in the finest of the three graphs", at_least=1, at_most=WIDEST
     )
@@ -114,7 +120,11 @@ class PropagatorConfig:
         0.1, "share of long-range edges (Watts and Strogatz, 1998)", at_least=0, at_most=1
     )
     num_edges: tuple[int, int, int] = setting(
-        (0, 0, 0), "edges of each graph, set by an import; 0: as laplacian_sparsity says", unit="edges", at_least=0
+        (0, 0, 0),
+        "edges of each graph, set by an import; 0: as laplacian_sparsity says",
+        unit="edges",
+        at_least=0,
+        at_most=MOST_EDGES,
     )
 
 
@@ -122,7 +132,7 @@ class PropagatorConfig:
 class ModelConfig:
     """Sizes of the whole model, the order of its layers and its likelihood."""
 
-    vocab_size: int = setting(0, "V; 0: taken from the tokenizer", unit="tokens", at_least=0)
+    vocab_size: int = setting(0, "V; 0: taken from the tokenizer", unit="tokens", at_least=0, at_most=MOST_IDS)
     hidden_dim: int = setting(128, "D, width of the wave", unit="channels", at_least=1, at_most=WIDEST)
     num_layers: int = setting(4, "L, layers of each kind", unit="layers", at_least=1, at_most=1024)
     blocks: str = setting(
@@ -135,7 +145,11 @@ class ModelConfig:
         "mixer, propagator, mixer, ...",
     )
     max_seq_length: int = setting(
-        2048, "longest sequence that training may use; the arithmetic has no limit", unit="tokens", at_least=1
+        2048,
+        "longest sequence that training may use; the arithmetic has no limit",
+        unit="tokens",
+        at_least=1,
+        at_most=LONGEST,
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mixer: MixerConfig = field(default_factory=MixerConfig)
@@ -146,7 +160,10 @@ class ModelConfig:
         "reference's unnormalised loss",
     )
     born_floor: float = setting(
-        1e-6, "share of the uniform distribution mixed into the Born rule", at_least=0, at_most=1
+        1e-6,
+        "share of the uniform distribution mixed into the Born rule; 1 would leave nothing of the model",
+        at_least=0,
+        below=1,
     )
     remat: Remat = setting(
         "none", "what the backward pass recomputes: nothing, all but real matrix products, or whole layers"

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from sem_jax.config.experiment import Config
 from sem_jax.config.fields import require
-from sem_jax.config.model import ModelConfig
+from sem_jax.config.model import MOST_EDGES, ModelConfig
 from sem_jax.config.optimizer import OptimizerConfig, parse_factors
+from sem_jax.config.sizes import count_edges, count_state, count_weights
+
+# Each number alone may be large, but not all at once. Eight times the largest models that the package is made for.
+_MOST_WEIGHTS = 2**33  # real numbers in the parameters: 32 GiB
+_LARGEST_STATE = 2**28  # real numbers that a text carries along: 1 GiB
+_LARGEST_STEP = 2**27  # tokens of a step; the largest of published runs have 2**24
+_LARGEST_ACTIVATION = 2**34  # entries of one array of a forward pass, on all devices together: 64 GiB
+_COLDEST = 1e-4  # log P / temperature stays finite in float32 down to here
 
 
 def check_rules(config: Config) -> None:
     """Raises ConfigError at the first rule that two or more fields break; the message names all of them."""
     _check_model(config.model)
+    _check_size(config)
     _check_optimizer(config.optimizer, config.training.max_steps)
     _check_data(config)
     _check_training(config)
@@ -35,6 +44,42 @@ def _check_model(model: ModelConfig) -> None:
     require(
         encoder.transport != "none" or encoder.embedding_skip,
         "config.model.encoder.transport = none needs config.model.encoder.embedding_skip = True, or no token gets in",
+    )
+
+
+def _check_size(config: Config) -> None:
+    model, training = config.model, config.training
+    dim, length = model.hidden_dim, config.data.seq_length
+    for given, edges in zip(model.propagator.num_edges, count_edges(model), strict=True):
+        require(
+            edges <= min(dim * dim, MOST_EDGES),
+            f"config.model.propagator.num_edges = {given} and laplacian_sparsity = "
+            f"{model.propagator.laplacian_sparsity} ask for {edges:_} edges between config.model.hidden_dim = {dim} "
+            f"nodes; at most {min(dim * dim, MOST_EDGES):_} are sensible",
+        )
+    weights = count_weights(model)
+    require(
+        weights <= _MOST_WEIGHTS,
+        f"the model would have about {weights:.1e} weights, more than {_MOST_WEIGHTS:.1e}; lower "
+        f"config.model.hidden_dim = {dim}, num_layers = {model.num_layers} or vocab_size = {model.vocab_size}",
+    )
+    state = count_state(model)
+    require(
+        state <= _LARGEST_STATE,
+        f"a text would carry {state:.1e} numbers along, more than {_LARGEST_STATE:.1e}; lower "
+        f"config.model.mixer.state_dim = {model.mixer.state_dim}, or encoder.sdr_candidates = "
+        f"{model.encoder.sdr_candidates} and encoder.sinkhorn_max_iter = {model.encoder.sinkhorn_max_iter}",
+    )
+    require(
+        training.global_batch * length <= _LARGEST_STEP,
+        f"config.training.global_batch = {training.global_batch} times config.data.seq_length = {length} is more than "
+        f"{_LARGEST_STEP:_} tokens a step; lower one of them",
+    )
+    require(
+        training.micro_batch * length * max(dim, model.encoder.sdr_candidates) <= _LARGEST_ACTIVATION,
+        f"config.training.micro_batch = {training.micro_batch} times config.data.seq_length = {length} times "
+        f"config.model.hidden_dim = {dim} (or encoder.sdr_candidates) is more than {_LARGEST_ACTIVATION:.1e} numbers "
+        "in one array; lower config.training.micro_batch",
     )
 
 
@@ -73,6 +118,11 @@ def _check_data(config: Config) -> None:
     require(
         data.source == "pystdlib" or bool(data.path),
         f"config.data.source = {data.source} needs config.data.path, the file, folder, glob or dataset to read",
+    )
+    require(
+        config.sampling.temperature == 0 or config.sampling.temperature >= _COLDEST,
+        f"config.sampling.temperature = {config.sampling.temperature} must be at least {_COLDEST}, or 0, which takes "
+        "the likeliest token",
     )
     if data.stream:
         _check_stream(config)

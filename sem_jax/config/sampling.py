@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sem_jax.config.fields import setting
+from sem_jax.config.fields import LONGEST, MOST_IDS, setting
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,13 @@ class SamplingConfig:
     """Defaults of generation."""
 
     prompt: str = setting("\n", "text that a sample starts from")
-    max_tokens: int = setting(200, "length of a sample", unit="tokens", at_least=1)
-    temperature: float = setting(0.8, "divides the logarithms of the probabilities; 0: the likeliest token", at_least=0)
-    top_k: int = setting(50, "draw from the so many likeliest tokens; 0: no limit", unit="tokens", at_least=0)
+    max_tokens: int = setting(200, "length of a sample", unit="tokens", at_least=1, at_most=LONGEST)
+    temperature: float = setting(
+        0.8, "divides the logarithms of the probabilities; 0: the likeliest token", at_least=0, at_most=1000
+    )
+    top_k: int = setting(
+        50, "draw from the so many likeliest tokens; 0: no limit", unit="tokens", at_least=0, at_most=MOST_IDS
+    )
     top_p: float = setting(
         0.95, "draw from the likeliest tokens that hold this share of the probability", above=0, at_most=1
     )
@@ -27,4 +31,5 @@ class SamplingConfig:
         "tokens read at most before a restart; 0: data.seq_length, what training has seen",
         unit="tokens",
         at_least=0,
+        at_most=LONGEST,
     )

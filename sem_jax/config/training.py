@@ -4,42 +4,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sem_jax.config.fields import setting
+from sem_jax.config.fields import MOST_STEPS, setting
+
+MOST_SEQUENCES = 2**20
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The run: its length, its batches and how often what happens."""
 
-    seed: int = setting(0, "of parameters, batches, noise and samples", at_least=0)
-    max_steps: int = setting(2000, "length of the run", unit="steps", at_least=1)
-    global_batch: int = setting(16, "sequences of a step", unit="sequences", at_least=1)
+    seed: int = setting(0, "of parameters, batches, noise and samples", at_least=0, at_most=2**31 - 1)
+    max_steps: int = setting(2000, "length of the run", unit="steps", at_least=1, at_most=MOST_STEPS)
+    global_batch: int = setting(16, "sequences of a step", unit="sequences", at_least=1, at_most=MOST_SEQUENCES)
     micro_batch: int = setting(
-        16, "sequences of a forward pass; gradients are accumulated up to global_batch", unit="sequences", at_least=1
+        16,
+        "sequences of a forward pass; gradients are accumulated up to global_batch",
+        unit="sequences",
+        at_least=1,
+        at_most=MOST_SEQUENCES,
     )
-    log_every: int = setting(10, "steps from one line of metrics to the next", unit="steps", at_least=1)
-    eval_every: int = setting(200, "steps from one validation to the next", unit="steps", at_least=1)
-    eval_batches: int = setting(16, "batches of a validation at most", unit="batches", at_least=1)
-    health_every: int = setting(50, "steps from one check of the model's health to the next", unit="steps", at_least=1)
-    checkpoint_every: int = setting(500, "steps from one checkpoint to the next", unit="steps", at_least=1)
-    keep_checkpoints: int = setting(3, "newest checkpoints that are kept", unit="checkpoints", at_least=1)
+    log_every: int = setting(
+        10, "steps from one line of metrics to the next", unit="steps", at_least=1, at_most=MOST_STEPS
+    )
+    eval_every: int = setting(
+        200, "steps from one validation to the next", unit="steps", at_least=1, at_most=MOST_STEPS
+    )
+    eval_batches: int = setting(16, "batches of a validation at most", unit="batches", at_least=1, at_most=MOST_STEPS)
+    health_every: int = setting(
+        50, "steps from one check of the model's health to the next", unit="steps", at_least=1, at_most=MOST_STEPS
+    )
+    checkpoint_every: int = setting(
+        500, "steps from one checkpoint to the next", unit="steps", at_least=1, at_most=MOST_STEPS
+    )
+    keep_checkpoints: int = setting(
+        3, "newest checkpoints that are kept", unit="checkpoints", at_least=1, at_most=10_000
+    )
     overfit_batches: int = setting(
         0,
         "train on the first so many batches over and over, a check that learning works; 0: on all",
         unit="batches",
         at_least=0,
+        at_most=MOST_STEPS,
     )
     ema_decay: float = setting(
-        0.0, "decay of the moving average of the parameters; 0: no average", at_least=0, at_most=1
+        0.0,
+        "decay of the moving average of the parameters; 0: no average; 1 would keep the fresh model for ever",
+        at_least=0,
+        below=1,
     )
     ema_decay_start: float = setting(
-        0.0, "decay of the average in the first step, where ema_decay_steps is not 0", at_least=0, at_most=1
+        0.0, "decay of the average in the first step, where ema_decay_steps is not 0", at_least=0, below=1
     )
     ema_decay_steps: int = setting(
         0,
         "steps over which the decay goes linearly from ema_decay_start to ema_decay; 0: it is constant",
         unit="steps",
         at_least=0,
+        at_most=MOST_STEPS,
     )
     distill_weight: float = setting(
         0.0,
@@ -48,4 +69,4 @@ class TrainingConfig:
         at_least=0,
         below=1,
     )
-    distill_temperature: float = setting(1.5, "softens teacher and student alike", above=0)
+    distill_temperature: float = setting(1.5, "softens teacher and student alike", at_least=0.01, at_most=1000)

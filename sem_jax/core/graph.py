@@ -58,6 +58,8 @@ def small_world_edges(
     adjacent: list[set[int]] = [set() for _ in range(num_nodes)]
     edges: list[tuple[int, int]] = []
     for distance in range(1, num_nodes // 2 + 1):
+        if len(edges) == count:
+            break
         for node in range(num_nodes):
             other = (node + distance) % num_nodes
             if len(edges) < count and other not in adjacent[node]:
@@ -68,7 +70,9 @@ def small_world_edges(
     for index, (node, old) in enumerate(edges):
         if rng.random() >= rewire_probability or len(adjacent[node]) == num_nodes - 1:
             continue
-        new = int(rng.choice([k for k in range(num_nodes) if k != node and k not in adjacent[node]]))
+        free = np.ones(num_nodes, bool)
+        free[[node, *adjacent[node]]] = False
+        new = int(rng.choice(np.flatnonzero(free)))
         edges[index] = (node, new)
         adjacent[node] ^= {old, new}
         adjacent[old].remove(node)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from sem_jax.data.errors import DataError
-from sem_jax.data.files import open_atomically
+from sem_jax.data.files import open_atomically, require_regular
+
+_MOST_AXES = 32
 
 
 def checked_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -68,18 +72,54 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       DataError: the name ends otherwise, or the file cannot be written.
     """
-    if Path(path).suffix != ".npz":
-        raise DataError(f"{path} cannot be written: the name of a file of several arrays must end in .npz")
+    require_npz(path)
     with open_atomically(Path(path)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def require_npz(path: str | Path) -> None:
+    """Raises DataError unless the name is one for `write_arrays`."""
+    if Path(path).suffix != ".npz":
+        raise DataError(f"{path} cannot be written: the name of a file of several arrays must end in .npz")
+
+
 def _read_npy(path: str | Path) -> np.ndarray:
+    cure = "give a .npy file written by numpy.save"
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {path}: {reason}; give a .npy file written by numpy.save") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path} holds several arrays; give a .npy file written by numpy.save")
-    return array
+        size = require_regular(path)
+        with open(path, "rb") as file:
+            return read_array(file, size)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {cure}") from error
+    except ValueError as error:
+        raise DataError(f"cannot read {path}: {error}; {cure}") from error
+
+
+def read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """The array of a .npy file, which is asked for its size before memory is taken for it.
+
+    Args:
+      file: at its start.
+      size: of the file in bytes.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it holds no single array of numbers, or not as much as its header says.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = read_header[version](file)
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # a header is a Python literal, and a damaged one raises what the parser happens to raise
+        raise ValueError(f"it is no .npy file of one array ({type(error).__name__}: {error!s:.100})") from error
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never loaded")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or len(shape) > _MOST_AXES or file.tell() + count * dtype.itemsize != size:
+        raise ValueError(f"its header tells of {dtype} of shape {list(shape)}, and the file has {size:_} bytes")
+    array = np.frombuffer(file.read(count * dtype.itemsize), dtype, count) if count else np.empty(0, dtype)
+    return array.reshape(shape, order="F" if fortran_order else "C")

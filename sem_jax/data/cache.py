@@ -23,13 +23,15 @@ import numpy as np
 
 from sem_jax.config import DataConfig
 from sem_jax.data.errors import DataError
-from sem_jax.data.files import content_digest, fingerprint, locked
+from sem_jax.data.files import content_digest, fingerprint, locked, parse_json, read_text
 from sem_jax.data.packing import StreamWriter, token_dtype
+from sem_jax.data.seal import sealed, unsealed
 from sem_jax.data.sources import Source
 from sem_jax.data.splits import SPLITS, Split, split_documents
 from sem_jax.data.tokenizers import Tokenizer
 
 _log = logging.getLogger(__name__)
+_LARGEST_METADATA = 2**16  # bytes
 _FORMAT = 1  # part of the key: raise it whenever the same text would be packed otherwise
 
 
@@ -94,13 +96,17 @@ def open_packed(
 def _load(folder: Path, splits: Sequence[Split], tokenizer: Tokenizer) -> dict[Split, TokenStream]:
     """The cached streams, if they are exactly what was written."""
     try:
-        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
+        metadata = unsealed(parse_json(read_text(folder / "metadata.json", _LARGEST_METADATA)))
+        if set(metadata) != set(splits):
+            raise ValueError(f"metadata.json tells of {', '.join(metadata)}, not of {', '.join(splits)}")
         return {split: _open_stream(folder / f"{split}.bin", metadata[split], tokenizer) for split in splits}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the token cache {folder} is damaged: {error}") from error
 
 
 def _open_stream(path: Path, facts: Mapping[str, Any], tokenizer: Tokenizer) -> TokenStream:
+    if not 0 <= facts["documents"] < facts["tokens"] or not facts["bytes"] >= 0:
+        raise ValueError(f"metadata.json counts {facts['documents']} documents and {facts['tokens']} tokens")
     return TokenStream(map_tokens(path, facts, tokenizer), facts["bytes"], facts["documents"])
 
 
@@ -112,9 +118,12 @@ def map_tokens(path: Path, facts: Mapping[str, Any], tokenizer: Tokenizer) -> np
     """
     if content_digest(path) != facts["checksum"]:
         raise DataError(f"{path.name} does not match its checksum")
+    dtype = token_dtype(tokenizer)
+    if path.stat().st_size != facts["tokens"] * dtype.itemsize:
+        raise DataError(f"{path.name} does not hold {facts['tokens']} tokens")
     if facts["max_id"] >= tokenizer.vocab_size:
         raise DataError(f"{path.name} holds id {facts['max_id']}, the vocabulary has {tokenizer.vocab_size}")
-    return np.memmap(path, token_dtype(tokenizer), mode="r", shape=(facts["tokens"],))
+    return np.memmap(path, dtype, mode="r", shape=(facts["tokens"],))
 
 
 def _build(folder: Path, splits: Sequence[Split], documents: Iterable[tuple[Split, str]], tokenizer: Tokenizer) -> None:
@@ -124,7 +133,7 @@ def _build(folder: Path, splits: Sequence[Split], documents: Iterable[tuple[Spli
     try:
         partial.mkdir()
         metadata = _write_streams(partial, splits, documents, tokenizer)
-        (partial / "metadata.json").write_text(json.dumps(metadata, indent=1), "utf-8")
+        (partial / "metadata.json").write_text(json.dumps(sealed(metadata), indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +46,56 @@ def find_files(spec: str, suffix: str) -> list[Path]:
 
 
 def _expand(path: Path, suffix: str) -> list[Path]:
-    return sorted(p for p in path.rglob(f"*{suffix}") if p.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; set config.data.path to a file or folder") from error
+    return [path]
+
+
+def require_regular(path: str | os.PathLike[str]) -> int:
+    """The size of a file in bytes; a pipe or a device has none and could be read for ever.
+
+    Raises:
+      OSError: it is no regular file, or does not exist.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    return status.st_size
+
+
+def read_text(path: str | os.PathLike[str], most: int) -> str:
+    """A UTF-8 file of a size that its kind may have: what is read is kept in memory.
+
+    Args:
+      path: of the file.
+      most: its bytes at most.
+
+    Raises:
+      OSError: it cannot be read, is no regular file or is larger.
+      ValueError: it is not UTF-8.
+    """
+    if (size := require_regular(path)) > most:
+        raise OSError(errno.EFBIG, f"it has {size:_} bytes, where {most:_} are the most that make sense", str(path))
+    with open(path, "rb") as file:
+        return file.read(most).decode("utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      ValueError: it is not JSON, or nested so deeply that reading it would exhaust the stack.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def fingerprint(*parts: Any) -> str:

@@ -21,8 +21,11 @@ import numpy as np
 from sem_jax.data.cache import map_tokens
 from sem_jax.data.errors import DataError
 from sem_jax.data.feed import Position
-from sem_jax.data.files import locked, open_atomically, write_atomically
+from sem_jax.data.files import locked, open_atomically, parse_json, read_text, write_atomically
+from sem_jax.data.seal import sealed, unsealed
 from sem_jax.data.tokenizers import Tokenizer
+
+_LARGEST_RECORD = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class ShardFolder:
         """
         path = self._record_path(index)
         try:
-            facts = json.loads(path.read_text("utf-8"))
+            facts = unsealed(parse_json(read_text(path, _LARGEST_RECORD)))
             return ShardRecord(**(facts | {"end": Position(*facts["end"])}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error!r}); {_cure(path)}") from error
@@ -81,7 +84,7 @@ class ShardFolder:
         facts = dataclasses.asdict(self.record(index))
         try:
             return map_tokens(self._token_path(index), facts, self._tokenizer)
-        except (DataError, OSError, ValueError) as error:
+        except (DataError, OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"shard {index} in {self._folder} is damaged: {error}; {_cure(self._record_path(index))}"
             ) from error
@@ -89,7 +92,8 @@ class ShardFolder:
     def count(self) -> int | None:
         """Number of shards; None while the end of the source is not known."""
         if self._count is None:
-            newest = max((int(path.stem) for path in self._folder.glob("*.json")), default=None)
+            names = [path.stem for path in self._folder.glob("[0-9]*.json")]
+            newest = max((int(name) for name in names if name.isdecimal()), default=None)
             if newest is not None and self.record(newest).last:
                 self._count = newest + 1
         return self._count
@@ -117,7 +121,7 @@ class ShardFolder:
         record = ShardRecord(len(tokens), int(tokens.max(initial=0)), checksum, last, end)
         with open_atomically(self._token_path(index)) as file:
             file.write(content)
-        write_atomically(self._record_path(index), json.dumps(dataclasses.asdict(record)))
+        write_atomically(self._record_path(index), json.dumps(sealed(dataclasses.asdict(record))))
 
     def _record_path(self, index: int) -> Path:
         return self._folder / f"{index:06d}.json"

@@ -13,7 +13,8 @@ _PHASE_ROUNDINGS = 8
 
 def frequency_of(phase: np.ndarray) -> np.ndarray | None:
     """The frequencies [D] that give back the phase [S, D] to the bit, or as exactly as its type allows; None: none."""
-    exact = phase.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite phases are no product
+        exact = phase.astype(np.float32)
     if len(exact) > 1 and np.array_equal(phase_of(exact[1], len(exact)), exact):
         return exact[1]
     num_positions, dim = phase.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sem_jax.data.arrays import write_arrays
+from sem_jax.data.arrays import read_array, write_arrays
 from sem_jax.data.files import open_atomically
 from sem_jax.interop.errors import InteropError
 
 # Types that numpy has no name for; the others of the format are spelled "F32", "I64" and so on.
 _SAFETENSORS_TYPES = {"BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 _KINDS = {"F": "f", "I": "i", "U": "u"}
+_MOST_COMPRESSED = 20  # times; weights as good as not at all, lists of edges perhaps fivefold
+_SMALL = 2**28  # bytes that may come of any file
 _COMPILED = "_orig_mod."  # torch.compile puts it in front of the name of every module that it wraps
 
 
@@ -47,7 +50,7 @@ def read_state_dict(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[
                 f"{label} holds a {type(value).__name__} under {name}; give the names and arrays of "
                 "model.state_dict(), or a checkpoint that holds them under model_state_dict"
             )
-        arrays[plain] = _to_numpy(value)
+        arrays[plain] = _to_numpy(value, f"{name} in {label}")
     return arrays
 
 
@@ -64,8 +67,7 @@ def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
       DataError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".npz"):
-        raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
+    require_writable_kind(path)
     # The safetensors writer takes the bytes as they lie in memory, whatever the strides say.
     dense = {name: np.array(array, order="C") for name, array in arrays.items()}
     if path.suffix == ".npz":
@@ -73,6 +75,12 @@ def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
         return
     with open_atomically(path) as file:
         file.write(safetensors.numpy.save(dense))
+
+
+def require_writable_kind(path: str | os.PathLike[str]) -> None:
+    """Raises InteropError unless the name is one for `write_state_dict`."""
+    if Path(path).suffix not in (".safetensors", ".npz"):
+        raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -96,12 +104,62 @@ def _read_torch(path: Path) -> Any:
             "as .safetensors"
         ) from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a damaged file looks like; it becomes an error
+            _require_honest_torch(path, torch)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InteropError:
+        raise
     except Exception as error:  # broken files raise whatever the parser at that byte happens to raise
         raise InteropError(
             f"{path} cannot be read as tensors alone ({_first_line(error)}); code in a file is never run, so save "
             "nothing but model.state_dict()"
         ) from error
+
+
+def _require_honest_torch(path: Path, torch: Any) -> None:
+    """Refuses a file whose tensors are larger than the file, before memory is taken for them.
+
+    PyTorch does not compress, so neither the archive nor the storages can hold more bytes than the file, and a tensor
+    no more entries than its storage, unless one entry stands for many.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _require_size(path, sum(member.file_size for member in archive.infolist()), size)
+    tensors = _tensors(torch.load(path, map_location="meta", weights_only=True), torch.Tensor)
+    storages = {}
+    for tensor in tensors:
+        if tensor.layout == torch.strided and not tensor.is_quantized:
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+            _require_size(path, tensor.numel() * tensor.element_size(), storage.nbytes())
+    _require_size(path, sum(storages.values()), size)
+
+
+def _tensors(content: Any, kind: type) -> list[Any]:
+    """All tensors in nested containers, which may contain themselves."""
+    found, seen, left = [], set(), [content]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, kind):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple | set):
+            left += value
+    return found
+
+
+def _require_size(path: Path, declared: int, present: int) -> None:
+    if declared > present:
+        raise InteropError(
+            f"{path} tells of {declared:_} bytes where it holds {present:_}: it is damaged, compressed or made to fill "
+            "the memory; save the tensors once more, each by itself (tensor.contiguous())"
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -120,12 +178,32 @@ def _safetensors_type(name: str) -> np.dtype:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            return _members(path, archive)
+    except InteropError:
+        raise
+    except Exception as error:  # as above
         raise InteropError(
             f"{path} is no readable .npz file of arrays ({_first_line(error)}); write it again"
         ) from error
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    members = archive.infolist()
+    names = [member.filename.removesuffix(".npy") for member in members]
+    if len(set(names)) < len(names):
+        raise ValueError("two arrays have one name")
+    declared, size = sum(member.file_size for member in members), path.stat().st_size
+    if declared > max(_SMALL, _MOST_COMPRESSED * size):
+        raise InteropError(
+            f"{path} tells of {declared:_} bytes in {size:_}, which no weights can be compressed to; save them with "
+            "numpy.savez"
+        )
+    arrays = {}
+    for name, member in zip(names, members, strict=True):
+        with archive.open(member) as file:
+            arrays[name] = read_array(file, member.file_size)
+    return arrays
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {".pt": _read_torch, ".safetensors": _read_safetensors, ".npz": _read_npz}
@@ -135,12 +213,22 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
 
 
-def _to_numpy(value: Any) -> np.ndarray:
+def _to_numpy(value: Any, label: str) -> np.ndarray:
     if not hasattr(value, "detach"):
         return np.asarray(value)
     import torch
 
+    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "quantised" if value.is_quantized else "meta" if value.device.type == "meta" else value.layout
+        raise InteropError(f"{label} is a {kind} tensor; save it dense, on the CPU and with its numbers")
+    if value.dtype not in _torch_types(torch):
+        raise InteropError(f"{label} has type {value.dtype}, which numpy lacks; convert it with tensor.float()")
     tensor = value.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # numpy itself does not know it
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    return tensor.resolve_conj().resolve_neg().numpy()
+
+
+def _torch_types(torch: Any) -> tuple[Any, ...]:
+    names = "float16 float32 float64 bfloat16 uint8 int8 int16 int32 int64 bool complex64 complex128"
+    return tuple(getattr(torch, name) for name in names.split())

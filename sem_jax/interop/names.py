@@ -169,7 +169,7 @@ def symmetric_name(edge_indices_name: str) -> str:
 def count_layers(names: Collection[str]) -> int:
     """Layers that a state dict's names tell, those in which a name is missing included; at least 1."""
     known = {n.split(".0.", 1)[1] for entry in model_entries(1) if entry.layer is not None for n in entry.names}
-    matches = [re.fullmatch(r"(?:mamba_layers|propagator\.layers)\.(\d+)\.(.+)", name) for name in names]
+    matches = [re.fullmatch(r"(?:mamba_layers|propagator\.layers)\.(\d{1,9})\.(.+)", name) for name in names]
     told = max((int(m[1]) + 1 for m in matches if m and m[2] in known), default=1)
     return min(told, max(len(names), 1))
 

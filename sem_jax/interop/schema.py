@@ -103,6 +103,8 @@ def _value_problems(arrays: Arrays, num_nodes: int) -> Iterator[str]:
         yield f"impossible  {names.POSITIONAL_PHASE}: not position·frequency, nor position·10000^(−j/D)"
     for name, edges in arrays.items():
         if not names.is_index_name(name):
+            if jnp.issubdtype(edges.dtype, jnp.floating) and (bad := _count_lost(edges)):
+                yield f"impossible  {name}: {bad} of {edges.size} numbers are NaN, infinite or too large for float32"
             continue
         symmetric_name = names.symmetric_name(name)
         symmetric = arrays.get(symmetric_name)
@@ -112,6 +114,11 @@ def _value_problems(arrays: Arrays, num_nodes: int) -> Iterator[str]:
             yield f"impossible  {name}: an edge joins a node to itself"
         elif symmetric is not None and not np.array_equal(_sorted(symmetric), _sorted(both_directions(edges))):
             yield f"impossible  {symmetric_name}: not the edges of edge_indices in both directions"
+
+
+def _count_lost(array: np.ndarray) -> int:
+    with np.errstate(over="ignore"):
+        return int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float32))))
 
 
 def _sorted(edges: np.ndarray) -> np.ndarray:

@@ -56,6 +56,9 @@ class Finding:
         return abs(math.log10(max(self.value, 1e-30) / self.limit)) if self.limit > 0 else math.inf
 
 
+_CHANCE_MARGIN = 0.5  # nats/token: a fresh model may lie this much above
+
+
 def propagator_findings(
     layer: int, residual: float, iterations: int, drift: float, h_lambda: float, config: PropagatorConfig
 ) -> list[Finding]:
@@ -122,6 +125,17 @@ _PLACES = {
     Reason.PARAMETERS: "new parameter",
     Reason.MOMENTS: "new moment",
 }
+
+
+def chance_warning(nll: float, vocab_size: int) -> str | None:
+    """What to say of a validation loss in nats/token that no model should have; None of any other."""
+    chance = math.log(vocab_size)
+    if not nll > chance + _CHANCE_MARGIN:  # a NaN is not; the guard speaks of that
+        return None
+    return (
+        f"the model is worse than a guess (ln {vocab_size} = {chance:.3f} nats/token): lower optimizer.learning_rate, "
+        "temperature or noise_cap"
+    )
 
 
 def describe_skip(reason: int, leaf: int, names: Sequence[str]) -> str:

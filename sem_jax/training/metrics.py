@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -16,10 +17,12 @@ from typing import Any, Literal, TextIO
 import jax
 from tqdm import tqdm
 
+from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
 PyTree = Any
 FILE_NAME = "metrics.jsonl"
+_LONGEST_LINE = 2**20  # bytes
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
 _OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
 
@@ -43,13 +46,15 @@ class MetricsWriter:
             will be written again. 0 starts a run and drops every line.
 
         Raises:
-          MetricsError: a line other than the last is damaged.
+          MetricsError: a line other than the last is damaged, or the file cannot be written.
         """
         path = Path(workdir) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _rewrite(path, [line for line, values in _parse(path) if start_step > 0 and values["step"] <= start_step])
-        self._file = path.open("a", encoding="ascii")
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _rewrite(path, [line for line, v in _parse(path) if start_step > 0 and v["step"] <= start_step])
+            self._file = path.open("a", encoding="ascii")
+        self._path = path
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -64,15 +69,32 @@ class MetricsWriter:
           split: what the values were measured on; "skip" tells of a step that the guard refused.
           step: training steps taken so far.
           **values: by name; numbers, arrays of one number, or text.
+
+        Raises:
+          MetricsError: the file cannot be written.
         """
         numbers = {name: _strict(value) for name, value in values.items()}
         line = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        with _naming(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # `write` has raised it before, for it leaves nothing to be written
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns what the system refuses into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise MetricsError(
+            f"cannot write {path}: {error.strerror or error}; make room or allow writing there, and start the same "
+            "command again: the run goes on from its newest checkpoint"
+        ) from error
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
@@ -91,8 +113,14 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       MetricsError: the file is missing, or a line other than the last is damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MetricsError(f"{path} does not exist; give the {FILE_NAME} of a run that has started")
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        raise MetricsError(f"{path} does not exist; give the {FILE_NAME} of a run that has started") from None
+    except OSError as error:
+        raise MetricsError(
+            f"cannot read {path}: {error.strerror}; give the {FILE_NAME} of a run that has started"
+        ) from error
     return [
         {_OLD_NAMES.get(name, name): math.nan if v is None else v for name, v in values.items()}
         for _, values in _parse(path)
@@ -105,18 +133,30 @@ def _strict(value: Any) -> float | str | None:
 
 
 def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    lines = path.read_bytes().splitlines()
     parsed = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            int(values["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(_LONGEST_LINE)
+            if not line:
                 break
-            raise MetricsError(f"{path}, line {number} is damaged ({error}); delete that line") from error
-        parsed.append((line, values))
+            try:
+                parsed.append((line.rstrip(b"\r\n"), _values(line)))
+            except ValueError as error:
+                if not file.read(1):
+                    break  # torn, as the run was killed at it or is writing it
+                raise MetricsError(f"{path}, line {number} is damaged ({error}); delete that line") from error
     return parsed
+
+
+def _values(line: bytes) -> dict[str, Any]:
+    """The values of a line; raises ValueError."""
+    values = parse_json(line)
+    if not isinstance(values, dict) or not isinstance(values.get("split"), str):
+        raise ValueError("it is no record of a split")
+    step = values.get("step")
+    if not isinstance(step, int) or not 0 <= step < 2**63:
+        raise ValueError("it has no step")
+    return values
 
 
 def _rewrite(path: Path, lines: list[bytes]) -> None:

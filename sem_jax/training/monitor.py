@@ -15,7 +15,7 @@ from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
-from sem_jax.training.health import convergence_warnings, describe_skip
+from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
 from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput, bits_per_byte
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
@@ -168,6 +168,8 @@ class Monitor:
             f"residual {values['residual']:.1e}, norm drift {values['norm_drift']:.1e}"
         )
         self._warn(step, evaluation.propagators)
+        if warning := chance_warning(values["nll"], self._config.model.vocab_size):
+            self._progress.note(f"warning, step {step}: {warning}")
 
     def _warn(self, step: int, stats: PropagatorStats) -> None:
         for warning in convergence_warnings(stats, self._config.model.propagator):

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sem_jax.config import Config, ConfigError, build, upgrade
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
-from sem_jax.data.files import write_atomically
+from sem_jax.data.files import content_digest, parse_json, read_text, write_atomically
+from sem_jax.data.seal import SEAL, sealed, unsealed
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.state import TrainState, abstract_state
 
+_log = logging.getLogger(__name__)
+_RECORDED = {"config", "data_fingerprint", "tokenizer"}
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
 _FIXED_FIELDS = ("training.seed", "training.global_batch")
 _FREE_FIELDS = ("data.cache_dir", "data.path", "data.tokenizer_path")  # the data's fingerprint guards the content
+_LARGEST_RECORD = 2**24  # bytes of config.json
 _NO_DATA = ""  # fingerprint in a workdir that has not been trained in
 
 
@@ -30,6 +38,8 @@ def checkpoint_folder(workdir: str | Path) -> Path:
 def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> list[str]:
     """Writes configuration and tokenizer at the first start; checks at the next that they are the same run's.
 
+    A start that has ended before its first checkpoint has left nothing to go on with, so the next one may differ.
+
     Returns:
       The fields that differ from the last start, as "name: old -> new".
 
@@ -39,7 +49,8 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
     """
     folder = Path(workdir)
     changes: list[str] = []
-    if (folder / "config.json").exists():
+    _require_record_of_checkpoints(folder)
+    if _has_checkpoints(folder):
         record = _read_record(folder)
         changes = _changes(dataclasses.asdict(build(record["config"])), dataclasses.asdict(config))
         started = record["data_fingerprint"] != _NO_DATA
@@ -60,6 +71,48 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
     dataset.tokenizer.save(folder / "tokenizer.json")
     _write_record(folder, config, dataset.fingerprint)
     return changes
+
+
+@contextlib.contextmanager
+def locked_workdir(workdir: str | Path) -> Iterator[None]:
+    """Holds the only right to train in a workdir, which is made where it is missing.
+
+    The system frees the lock with the process, however it ends. Readers do not ask for it.
+
+    Raises:
+      ConfigError: another process trains there, or the folder cannot be made or written to.
+    """
+    folder = Path(workdir)
+    make_folder(folder)
+    try:
+        file = open(folder / ".lock", "ab")  # noqa: SIM115 (closed by the with statement below, outside this try)
+    except OSError as error:
+        raise ConfigError(
+            f"the workdir {folder} cannot be written to: {error.strerror}; give --workdir a place that can be"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is training in {folder}; wait for it, stop it, or give another --workdir"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            _log.warning("%s cannot be locked (%s); start no second training there", folder, error.strerror)
+        yield
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any(path.name.isdecimal() for path in checkpoint_folder(folder).glob("[0-9]*"))
+
+
+def _require_record_of_checkpoints(folder: Path) -> None:
+    """Without its record a run would go on with whatever data and seed the next start brings."""
+    if _has_checkpoints(folder) and not (folder / "config.json").exists():
+        raise ConfigError(
+            f"{folder} holds checkpoints, but its config.json is gone, which tells of what run; restore it, or give "
+            "another --workdir"
+        )
 
 
 def make_folder(workdir: str | Path) -> None:
@@ -111,6 +164,15 @@ def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, st
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def data_fingerprint(workdir: str | Path) -> str | None:
+    """The fingerprint of the data that a run was trained on, as of `Dataset`; None before its first training.
+
+    Raises:
+      ConfigError: the folder is not a workdir, or its configuration is damaged.
+    """
+    return _read_record(Path(workdir))["data_fingerprint"] or None
+
+
 def read_config(workdir: str | Path) -> Config:
     """Configuration of a run.
 
@@ -134,8 +196,14 @@ def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
       DataError: its tokenizer is missing or damaged, or of another size than the model's vocabulary.
     """
     folder = Path(workdir)
-    config = read_config(folder)
+    record = _read_record(folder)
+    config = build(record["config"])
     tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if record.get("tokenizer") not in (None, content_digest(folder / "tokenizer.json")):
+        raise DataError(
+            f"{folder}/tokenizer.json has changed since it was written; restore it. If you changed it on purpose, "
+            f'delete "tokenizer" and "{SEAL}" from {folder}/config.json'
+        )
     if tokenizer.vocab_size != config.model.vocab_size:
         raise DataError(
             f"{folder}/tokenizer.json has {tokenizer.vocab_size} ids, the model {config.model.vocab_size}; put the "
@@ -172,7 +240,9 @@ def restore_run(workdir: str | Path, step: int | None = None) -> Run:
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = unsealed(parse_json(read_text(path, _LARGEST_RECORD)))
+        if unknown := record.keys() - _RECORDED:
+            raise KeyError(*sorted(unknown))
         if not isinstance(record["config"], dict) or not isinstance(record["data_fingerprint"], str):
             raise KeyError("config")
     except (FileNotFoundError, NotADirectoryError):
@@ -182,13 +252,24 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check that you may read it") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}); restore it, or start again in another workdir") from None
+        raise ConfigError(
+            f"{path} is damaged ({_one_line(error)}); restore it, or start again in another workdir. If you changed it "
+            f'on purpose, delete its "{SEAL}"'
+        ) from None
     return record | {"config": upgrade(record["config"])}
 
 
 def _write_record(folder: Path, config: Config, data_fingerprint: str) -> None:
-    record = {"config": dataclasses.asdict(config), "data_fingerprint": data_fingerprint}
-    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    record = {
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),  # as it will be read: JSON knows no tuples
+        "data_fingerprint": data_fingerprint,
+        "tokenizer": content_digest(folder / "tokenizer.json"),
+    }
+    write_atomically(folder / "config.json", json.dumps(sealed(record), indent=2) + "\n")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error!s:.200}".replace("\n", " ")
 
 
 def _require_same_tokenizer(path: Path, tokenizer: Tokenizer) -> None:

@@ -10,6 +10,7 @@ from corpora import Watched, make_texts, text_config, write_texts
 from sem_jax.config import DataConfig
 from sem_jax.data import DataError, open_dataset, train_tokenizer
 from sem_jax.data.cache import cache_folder, open_streams
+from sem_jax.data.seal import unsealed
 from sem_jax.data.sources import open_source
 from sem_jax.data.splits import split_documents
 from sem_jax.data.tokenizers import ByteTokenizer, CharTokenizer
@@ -109,7 +110,7 @@ class TestCache:
         assert first.fingerprint != second.fingerprint
         assert ord("X") in tokens
 
-    @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "metadata", "metadata value"])
+    @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "metadata", "metadata value", "metadata edited"])
     def test_damage_is_reported_and_mended(self, tmp_path, caplog, damage):
         config = text_config(tmp_path, TEXTS)
         before = open_dataset(config, 0, 4)
@@ -125,11 +126,28 @@ class TestCache:
             train.unlink()
         elif damage == "metadata":
             metadata.write_text(metadata.read_text()[:40])
-        else:
+        elif damage == "metadata value":
             metadata.write_text(json.dumps({"train": 3}))
+        else:
+            values = json.loads(metadata.read_text())
+            values["train"]["tokens"] -= 1
+            metadata.write_text(json.dumps(values))
         after = open_dataset(config, 0, 4)
         assert np.array_equal(after.train.batch(0).tokens, expected)
         assert caplog.text.count(f"the token cache {train.parent} is damaged") == 1
+
+    @pytest.mark.parametrize("field", ["tokens", "bytes", "documents", "max_id", "checksum"])
+    @pytest.mark.parametrize("value", [-1, 10**12, "3", None, 0.5, []])
+    def test_metadata_without_a_seal_is_not_believed_either(self, tmp_path, field, value):
+        config = text_config(tmp_path, TEXTS)
+        expected = open_dataset(config, 0, 4)
+        metadata, _, _ = cached_files(config)
+        values = unsealed(json.loads(metadata.read_text()))
+        values["train"][field] = value
+        metadata.write_text(json.dumps(values))
+        after = open_dataset(config, 0, 4)
+        assert after.train_tokens == expected.train_tokens
+        assert after.bytes_per_token == expected.bytes_per_token
 
     def test_a_damaged_tokenizer_is_trained_again(self, tmp_path, caplog):
         config = text_config(tmp_path, TEXTS, tokenizer="bpe", bpe_vocab_size=300)

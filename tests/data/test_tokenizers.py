@@ -73,14 +73,38 @@ def test_bpe_training_is_deterministic_and_bounded(caplog):
 def test_bpe_encodes_a_long_text_in_pieces(monkeypatch):
     text = "\n".join(TEXTS) + "x" * 200
     monkeypatch.setattr(bpe, "_PIECE", 50)
-    pieces = list(bpe._pieces(text))
+    pieces = list(bpe._pieces(text, 50))
     assert "".join(pieces) == text
     assert max(map(len, pieces)) == 50
     assert sum(piece.endswith("\n") for piece in pieces) > 10
+    words = "several words in one line without an end " * 9
+    assert "".join(bpe._pieces(words, 50)) == words
+    assert all(piece.startswith(" ") for piece in list(bpe._pieces(words, 50))[1:])
     assert BPE.decode(BPE.encode(text)) == text
     assert [ids.tolist() for ids in BPE.encode_batch([text, "", "ab"])] == [
         BPE.encode(part).tolist() for part in (text, "", "ab")
     ]
+
+
+def test_bpe_learns_from_a_long_text_piece_by_piece_and_not_from_endless_words(monkeypatch):
+    seen = []
+    monkeypatch.setattr(bpe, "_PIECE", 2**17)
+    monkeypatch.setattr(bpe, "_LESSON", 2**14)
+
+    def watched(text):
+        for lesson in lessons(text):
+            seen.append(lesson)
+            yield lesson
+
+    lessons = bpe._lessons
+    monkeypatch.setattr(bpe, "_lessons", watched)
+    line = " ".join(TEXTS * 30)
+    text = line + " " + "x" * 10**7  # learning from such a word would take hours
+    tokenizer = train_tokenizer("bpe", [text], 350)
+    assert "".join(seen) == line + " "
+    assert max(map(len, seen)) <= 2**14
+    assert tokenizer.vocab_size == 350
+    assert len(tokenizer.encode("x" * 10**5)) == 10**5
 
 
 @pytest.mark.parametrize("tokenizer", OPEN)
@@ -180,7 +204,9 @@ def _edited(change) -> str:
         ("[1]", "it is not a tokenizer"),
         ('{"kind": "char", "characters": "ba"}', "ascending"),
         ('{"kind": "char", "characters": ""}', "at least one"),
-        ('{"kind": "ids", "vocab_size": 0}', "needs one at least"),
+        ('{"kind": "ids", "vocab_size": 0}', "1 to 1_048_576 ids, not 0"),
+        ('{"kind": "ids", "vocab_size": 1000000000000}', "1 to 1_048_576 ids"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"kind": "ids", "vocab_size": "97"}', "it is not a tokenizer"),
         ('{"model": {}}', "not a tokenizer of the HuggingFace library"),
         (_edited(lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "without a prefix space"),

@@ -138,3 +138,13 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match=r"cannot write .*folder\.npz"):
         write_state_dict(tmp_path / "folder.npz", STATE)
     assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["folder.npz"]
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "f4"), (np.inf, "f4"), (-np.inf, "f2"), (1e300, "f8")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, dtype):
+    weights = STATE["encoder.embedding.weight"].astype(dtype)
+    weights[2, 3] = value
+    with pytest.raises(
+        InteropError, match=r"impossible +encoder\.embedding\.weight: 1 of 88 numbers are NaN, infinite"
+    ):
+        import_state_dict(STATE | {"encoder.embedding.weight": weights}, **OVERRIDES)

@@ -12,7 +12,7 @@ from sem_jax.config import PropagatorConfig
 from sem_jax.modules.block import Context
 from sem_jax.modules.propagator import Propagator, PropagatorStats
 from sem_jax.optim import Reason
-from sem_jax.training.health import convergence_warnings, describe_skip
+from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
 from sem_jax.training.metrics import bits_per_byte
 
 
@@ -87,3 +87,9 @@ def test_a_skip_is_told_by_its_cause_and_its_leaf():
 def test_a_fair_coin_a_byte_is_one_bit():
     assert bits_per_byte(math.log(2), 1.0) == pytest.approx(1.0, rel=1e-15)
     assert bits_per_byte(math.log(2), 4.0) == pytest.approx(0.25, rel=1e-15)
+
+
+def test_a_model_worse_than_a_guess_is_named():
+    assert chance_warning(math.log(23), 23) is None
+    assert chance_warning(math.nan, 23) is None  # the guard speaks of that
+    assert "worse than a guess (ln 23 = 3.135 nats/token): lower optimizer.learning_rate" in chance_warning(161.0, 23)

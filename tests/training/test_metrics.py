@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import subprocess
 import sys
 import time
@@ -120,10 +121,55 @@ def test_interrupted_rewrite_keeps_the_old_file(tmp_path, monkeypatch, failing):
 
     write_steps(tmp_path, 10, 20, 30)
     monkeypatch.setattr(metrics.os if failing == "fsync" else metrics.Path, failing, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(MetricsError, match=r"cannot write .*metrics.jsonl: disk full; make room"):
         MetricsWriter(tmp_path, 10)
     assert steps_of(tmp_path) == [10, 20, 30]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_full_disk_is_named_and_closing_says_nothing_more(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(metrics, "_parse", lambda path: [])
+    monkeypatch.setattr(metrics, "_rewrite", lambda path, lines: None)
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(MetricsError, match=r"metrics.jsonl: No space left on device; make room"):
+        writer.write("train", 1, loss=1.0)
+    writer.close()
+
+
+def test_a_workdir_without_room_for_metrics_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(MetricsError, match=r"cannot write .*metrics.jsonl: Is a directory"):
+        MetricsWriter(tmp_path, 10)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(MetricsError, match="a pipe or a device"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "3",
+        '{"step": 3}',
+        '{"split": "train"}',
+        '{"split": "train", "step": Infinity}',
+        '{"split": "train", "step": -1}',
+        '{"split": "train", "step": 1e400}',
+        '{"split": [], "step": 1}',
+        '{"split": "train", "step": 1' + "0" * 5000 + "}",
+        '{"split": "train", "step": 1, "x": "' + "y" * 2**21 + '"}',
+    ],
+    ids=range(10),
+)
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{line}\n{{"split": "train", "step": 2}}\n')
+    with pytest.raises(MetricsError, match=r"metrics.jsonl, line 1 is damaged"):
+        read_metrics(path)
 
 
 def test_killed_process_loses_no_line(tmp_path):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +13,19 @@ from small import fields
 
 from sem_jax.config import ConfigError, build
 from sem_jax.data import DataError
+from sem_jax.data.seal import unsealed
 from sem_jax.data.tokenizers.byte import ByteTokenizer
 from sem_jax.data.tokenizers.char import CharTokenizer
 from sem_jax.training.checkpoint import Checkpointer, CheckpointError
-from sem_jax.training.workdir import checkpoint_folder, create_workdir, open_workdir, prepare_workdir, read_config
+from sem_jax.training.workdir import (
+    checkpoint_folder,
+    create_workdir,
+    data_fingerprint,
+    locked_workdir,
+    open_workdir,
+    prepare_workdir,
+    read_config,
+)
 
 TOKENIZER = CharTokenizer("abcd")
 DATASET = SimpleNamespace(tokenizer=TOKENIZER, fingerprint="first")
@@ -27,7 +39,16 @@ def config(**changes):
 def workdir(tmp_path):
     folder = tmp_path / "runs" / "one"
     assert prepare_workdir(folder, config(), DATASET) == []
+    (folder / "checkpoints" / "4").mkdir(parents=True)  # a run has begun with its first checkpoint
     return folder
+
+
+def contents(workdir):
+    return {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+
+
+def record_of(workdir):
+    return unsealed(json.loads((workdir / "config.json").read_text()))
 
 
 def test_configuration_and_tokenizer_come_back(workdir):
@@ -49,12 +70,84 @@ def test_configuration_and_tokenizer_come_back(workdir):
     ],
 )
 def test_another_run_is_refused_by_field_and_leaves_the_workdir_alone(workdir, field, value, text):
-    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    before = contents(workdir)
     with pytest.raises(ConfigError) as error:
         prepare_workdir(workdir, config(**{field: value}), DATASET)
     assert text in str(error.value)
     assert "--workdir" in str(error.value)
-    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    assert contents(workdir) == before
+
+
+def test_a_start_without_a_checkpoint_gives_way_to_a_corrected_one(tmp_path):
+    prepare_workdir(tmp_path, config(), DATASET)
+    corrected = config(model__hidden_dim=32, training__seed=1)
+    other = SimpleNamespace(tokenizer=CharTokenizer("abce"), fingerprint="second")
+    assert prepare_workdir(tmp_path, corrected, other) == []
+    assert open_workdir(tmp_path)[0] == corrected
+
+
+def test_a_lost_record_is_named_where_there_are_checkpoints(workdir):
+    (workdir / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds checkpoints, but its config\.json is gone"):
+        prepare_workdir(workdir, config(), DATASET)
+
+
+def test_no_flipped_bit_in_a_record_passes(workdir):
+    path = workdir / "config.json"
+    content = path.read_bytes()
+    wanted = record_of(workdir)
+    rng = np.random.default_rng(0)
+    for position in rng.choice(8 * len(content), 400, replace=False):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = open_workdir(workdir)[0]
+        except ConfigError:
+            continue
+        assert found == config()
+        assert record_of(workdir) == wanted  # a blank became another blank
+
+
+def test_a_record_edited_on_purpose_is_read_without_its_seal(workdir):
+    path = workdir / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["sampling"]["prompt"] = "c"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r'its seal does not fit.*changed it on purpose, delete its "seal"'):
+        read_config(workdir)
+    path.write_text(json.dumps(unsealed_by_hand(record)))
+    assert read_config(workdir).sampling.prompt == "c"
+
+
+def unsealed_by_hand(record):
+    return {name: value for name, value in record.items() if name != "seal"}
+
+
+def test_the_data_of_a_run_are_known(workdir, converted):
+    assert data_fingerprint(workdir) == "first"
+    assert data_fingerprint(converted) is None
+
+
+def test_a_second_training_in_a_workdir_is_refused_until_the_first_has_ended(tmp_path):
+    with locked_workdir(tmp_path / "run"):
+        second = locked_workdir(tmp_path / "run")
+        with pytest.raises(ConfigError, match=r"another process is training in .*run; wait for it"):
+            second.__enter__()
+    with locked_workdir(tmp_path / "run"):
+        pass
+
+
+def test_a_killed_training_leaves_no_lock(tmp_path):
+    program = (
+        "import os, signal\n"
+        "from sem_jax.training.workdir import locked_workdir\n"
+        f"with locked_workdir({str(tmp_path)!r}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -signal.SIGKILL
+    with locked_workdir(tmp_path):
+        pass
 
 
 def test_other_data_is_refused(workdir):
@@ -76,7 +169,8 @@ def test_harmless_changes_are_listed_once_and_kept(workdir):
 
 def test_a_workdir_of_version_0_1_0_is_read_and_resumed(workdir):
     path = workdir / "config.json"
-    record = json.loads(path.read_text())
+    record = record_of(workdir)
+    del record["tokenizer"]
     model = record["config"]["model"]
     del model["layout"], model["blocks"]
     model["propagator"]["cg_tol"] = model["propagator"].pop("solver_tol")
@@ -114,6 +208,11 @@ def test_a_record_of_another_version_is_refused_by_field(workdir):
 
 def test_another_tokenizer_in_the_workdir_is_refused_by_size(workdir):
     ByteTokenizer().save(workdir / "tokenizer.json")
+    with pytest.raises(DataError, match=r'tokenizer\.json has changed.*delete "tokenizer" and "seal" from'):
+        open_workdir(workdir)
+    record = record_of(workdir)
+    del record["tokenizer"]
+    broken(workdir, json.dumps(record))
     with pytest.raises(DataError, match=r"tokenizer\.json has 261 ids, the model 4"):
         open_workdir(workdir)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from sem_jax.data.errors import DataError
+from sem_jax.data.files import parse_json, read_text
 from sem_jax.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 from sem_jax.data.tokenizers.bpe import BPETokenizer
 from sem_jax.data.tokenizers.byte import ByteTokenizer
@@ -23,6 +23,9 @@ __all__ = [
     "load_tokenizer",
     "train_tokenizer",
 ]
+
+
+_LARGEST_FILE = 2**26  # bytes; twice the largest vocabulary in use
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -52,10 +55,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
       DataError: the file is missing, damaged or not a tokenizer.
     """
-    cure = "train a tokenizer with: python -m sem_jax.tokenizer"
+    cure = "restore the file; a new one, which fits no model yet, is trained with: python -m sem_jax.tokenizer"
     try:
-        text = Path(path).expanduser().read_text("utf-8")
-        content = json.loads(text)
+        text = read_text(Path(path).expanduser(), _LARGEST_FILE)
+        content = parse_json(text)
     except OSError as error:
         raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {cure}") from error
     except ValueError as error:

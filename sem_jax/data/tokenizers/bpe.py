@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -16,7 +17,11 @@ from sem_jax.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer, utf8
 _log = logging.getLogger(__name__)
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character for each of the 256 bytes
 _MIN_VOCAB = len(SPECIAL_TOKENS) + len(_ALPHABET)
-_PIECE = 2**20  # characters encoded at once: the library spends about 100 bytes on a token while it works
+_PIECE = 2**20  # characters encoded as one: the library spends about 100 bytes on a character while it works
+_AT_ONCE = 2**22  # characters handed to the library in one call
+_LESSON = 2**16  # characters of a piece of a long text from which the vocabulary is trained
+# No language has such words, and the time that the library takes to learn from one grows with the square of its length.
+_ENDLESS = re.compile(r"(?<!\S)\S{4097,}")
 
 
 class BPETokenizer(Tokenizer):
@@ -67,7 +72,7 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=_ALPHABET,
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator((lesson for text in texts for lesson in _lessons(text)), trainer)
         tokenizer = cls(backend)
         if tokenizer.vocab_size < vocab_size:
             _log.warning("the text gave a BPE vocabulary of %d, fewer than %d", tokenizer.vocab_size, vocab_size)
@@ -94,10 +99,15 @@ class BPETokenizer(Tokenizer):
         """See `Tokenizer`."""
         for text in texts:
             utf8(text)  # the library's own error does not say what is wrong
-        pieces = [list(_pieces(text)) for text in texts]
-        flat = [piece for group in pieces for piece in group]
-        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
-        return [np.concatenate([np.array(next(encoded).ids, np.int32) for _ in group]) for group in pieces]
+        pieces = [list(_pieces(text, _PIECE)) for text in texts]
+        encoded = self._encode_pieces(piece for group in pieces for piece in group)
+        return [np.concatenate([next(encoded) for _ in group]) for group in pieces]
+
+    def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of each piece; what the library needs besides is freed from call to call."""
+        for group in _groups(pieces):
+            for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False):
+                yield np.array(encoding.ids, np.int32)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._backend.decode(ids.tolist(), skip_special_tokens=True)
@@ -107,11 +117,31 @@ class BPETokenizer(Tokenizer):
         return json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text in portions of at most `_PIECE` characters, cut behind a line where there is one."""
+def _lessons(text: str) -> Iterator[str]:
+    """What a vocabulary is trained on: the text, a long one in pieces and without its endless words."""
+    return iter([text]) if len(text) <= _PIECE else _pieces(_ENDLESS.sub("", text), _LESSON)
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    """The text in portions of at most `size` characters, cut behind a line or, where there is none, before a blank."""
     start = 0
-    while len(text) - start > _PIECE:
-        end = text.rfind("\n", start, start + _PIECE) + 1 or start + _PIECE
+    while len(text) - start > size:
+        limit = start + size
+        end = text.rfind("\n", start, limit) + 1 or max(text.rfind(" ", start + 1, limit), 0) or limit
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Pieces that together have `_AT_ONCE` characters or little more."""
+    group: list[str] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece)
+        if size >= _AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sem_jax.config.fields import MOST_IDS, shown
 from sem_jax.data.errors import DataError
 from sem_jax.data.tokenizers.base import Tokenizer
 
@@ -21,8 +22,8 @@ class IdsTokenizer(Tokenizer):
 
     def __init__(self, vocab_size: int):
         """Args: number of ids."""
-        if vocab_size < 1:
-            raise DataError(f"a vocabulary of {vocab_size} ids is empty; it needs one at least")
+        if not 1 <= vocab_size <= MOST_IDS:
+            raise DataError(f"a vocabulary must have 1 to {MOST_IDS:_} ids, not {shown(vocab_size)}")
         words = [str(i) for i in range(vocab_size)]
         self._ids = {word: i for i, word in enumerate(words)}
         super().__init__(np.array([len(f" {word}") for word in words]), first_special=None)
