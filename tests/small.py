@@ -107,7 +107,7 @@ def shared_programs() -> Iterator[None]:
             return jax.device_put(copied(fresh(config)), jax.devices()[0])
 
         patch.setattr(loop, "init_state", init_state)
-        patch.setattr(loop, "make_train_step", functools.cache(quick_train_step))
+        patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))
         patch.setattr(evaluation, "make_eval_step", functools.cache(step.make_eval_step))
         patch.setattr(language_model.LanguageModel, "generate", lambda self, prompt: prompt)
         yield
@@ -127,27 +127,6 @@ def primitives(jaxpr: Any) -> Iterator[str]:
         yield equation.primitive.name
         for inner in jaxprs_in_params(equation.params):
             yield from primitives(inner)
-
-
-@functools.cache
-def quick_options() -> dict[str, Any]:
-    """Compiler options that halve the time to compile; the older way to emit loops is slower only when run."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:  # another compiler does not know them
-        return {}
-    return options
-
-
-def quickly(train_step: Any) -> Any:
-    """A training step, compiled under `quick_options`; it donates the state's buffers as every step does."""
-    return jax.jit(train_step, donate_argnums=0, compiler_options=quick_options())
-
-
-def quick_train_step(config: Config) -> step.TrainStep:
-    """`make_train_step`, compiled quickly."""
-    return quickly(step.make_train_step(config))
 
 
 def example_in(page: Path) -> Any:

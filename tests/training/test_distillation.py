@@ -13,7 +13,6 @@ from small import (
     copied,
     differing_leaves,
     primitives,
-    quick_train_step,
     shared_programs,
     text_config,
 )
@@ -63,7 +62,7 @@ def fresh(config):
 
 @functools.cache
 def step_of(config):
-    return quick_train_step(config)
+    return make_train_step(config)
 
 
 def start(config):
