@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-from typing import Any
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
 from jax._src import compiler
+from small import quick_options
 
 # The fixtures below hold for all examples of a test, which is what they are for; hypothesis cannot know that.
 settings.register_profile(
@@ -31,17 +30,6 @@ def x64():
     """Double precision: what is left of a difference is the mathematics, not rounding."""
     with jax.enable_x64(True):
         yield
-
-
-@functools.cache
-def quick_options() -> dict[str, Any]:
-    """Compiler options that take a third of the time; the older way to emit loops is slower only when run."""
-    options = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:  # another compiler does not know them
-        return {}
-    return options
 
 
 @pytest.fixture(scope="module")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from commands import run_module
 from state_dicts import make_state_dict
 
 from sem_jax import api
 from sem_jax.interop import write_state_dict
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def run(folder, module, *flags):
-    environment = os.environ | {"SEM_JAX_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", f"sem_jax.{module}", *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
+    variables = {"SEM_JAX_CACHE": str(folder / "cache")}
+    done = run_module(f"sem_jax.{module}", *flags, folder=folder, variables=variables)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines() + done.stdout.splitlines()

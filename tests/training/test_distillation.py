@@ -143,7 +143,8 @@ def test_micro_batches_of_unequal_weight_add_up_to_the_whole_batch(likelihood):
 
 
 def program(config):
-    return jax.make_jaxpr(make_train_step(config))(fresh(config), BATCH)
+    """Of the step, which is not traced again when it is compiled."""
+    return step_of(config).trace(start(config), BATCH).jaxpr
 
 
 def test_without_weight_the_teacher_costs_nothing_and_changes_nothing():
