@@ -230,7 +230,7 @@ def test_a_command_of_the_console_script_is_the_module(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def untrained(folder):
+def untrained(folder, quick_compilation):
     """A workdir of a model that has taken no step, and the line of metrics that a report needs."""
     workdir = folder / "untrained"
     tokenizer = CharTokenizer.train([TEXT])

@@ -42,7 +42,7 @@ def test_conversions_that_cannot_be_are_explained(tmp_path, flags, part):
     assert [line for line in lines if part.format(tmp_path, tmp_path) in line]
 
 
-def test_tokens_outside_the_vocabulary_are_one_line_and_leave_no_dump(tmp_path):
+def test_tokens_outside_the_vocabulary_are_one_line_and_leave_no_dump(tmp_path, quick_compilation):
     write_state_dict(tmp_path / "model.npz", make_state_dict())
     api.convert(tmp_path / "model.npz", tmp_path / "run", sdr_sparsity=4)
     np.save(tmp_path / "tokens.npy", np.array([[3, 11]]))
