@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from jax._src import compiler
+from small import quick_options
 
 # The fixtures below hold for all examples of a test, which is what they are for; hypothesis cannot know that.
 settings.register_profile(
@@ -17,6 +21,9 @@ settings.register_profile(
 )
 settings.load_profile("sem_jax")
 
+# Tracing makes millions of small objects, and hardly one of them in a cycle.
+gc.set_threshold(50_000, 20, 20)
+
 
 @pytest.fixture
 def x64():
@@ -28,7 +35,15 @@ def x64():
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Machine code without optimisation, for files whose many tiny programs take far longer to compile than to run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    before, default_options = jax.config.read("jax_disable_most_optimizations"), compiler.get_compile_options
+    quick = quick_options()
+
+    def get_compile_options(*args, env_options_overrides=None, **kwargs):
+        return default_options(*args, env_options_overrides=quick | (env_options_overrides or {}), **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Options of `jax.jit` would not reach the programs of single operations.
+        patch.setattr(compiler, "get_compile_options", get_compile_options)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -107,7 +107,7 @@ def shared_programs() -> Iterator[None]:
             return jax.device_put(copied(fresh(config)), jax.devices()[0])
 
         patch.setattr(loop, "init_state", init_state)
-        patch.setattr(loop, "make_train_step", functools.cache(quick_train_step))
+        patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))
         patch.setattr(evaluation, "make_eval_step", functools.cache(step.make_eval_step))
         patch.setattr(language_model.LanguageModel, "generate", lambda self, prompt: prompt)
         yield
@@ -129,27 +129,6 @@ def primitives(jaxpr: Any) -> Iterator[str]:
             yield from primitives(inner)
 
 
-@functools.cache
-def quick_options() -> dict[str, Any]:
-    """Compiler options that halve the time to compile; the older way to emit loops is slower only when run."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:  # another compiler does not know them
-        return {}
-    return options
-
-
-def quickly(train_step: Any) -> Any:
-    """A training step, compiled under `quick_options`; it donates the state's buffers as every step does."""
-    return jax.jit(train_step, donate_argnums=0, compiler_options=quick_options())
-
-
-def quick_train_step(config: Config) -> step.TrainStep:
-    """`make_train_step`, compiled quickly."""
-    return quickly(step.make_train_step(config))
-
-
 def example_in(page: Path) -> Any:
     """The one Python example of a page, ready to be executed."""
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
@@ -161,9 +140,26 @@ def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.normal(size=shape) + 1j * rng.normal(size=shape)
 
 
+@functools.cache
+def quick_options() -> dict[str, Any]:
+    """Compiler options that take a third of the time; the older way to emit loops is slower only when run."""
+    options = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:  # another compiler does not know them
+        return {}
+    return options
+
+
+def quick_environment(*flags: str) -> dict[str, str]:
+    """Variables of a process that compiles as under `quick_compilation`; flags are more of XLA's."""
+    quick = (f"--{name}={str(value).lower()}" for name, value in quick_options().items())
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": " ".join([*flags, *quick])}
+
+
 def output_on_two_devices(program: str) -> str:
     """What a program prints in a process that sees two CPU devices; its error is the assertion's message."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | quick_environment("--xla_force_host_platform_device_count=2") | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import config, copied, example_in, quick_train_step
+from small import config, copied, example_in
 
 from sem_jax.data import Batch
 from sem_jax.diagnosis.run import diagnose
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import init_model
 from sem_jax.training.state import init_state
+from sem_jax.training.step import make_train_step
 
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -47,7 +48,7 @@ def test_the_added_layer_trains_decodes_and_is_diagnosed(rotations):
     state = init_state(rotations)
     assert state.model.decays()["rotations"] == {"rate": False}
     batch = batch_of(rotations)
-    new, metrics = quick_train_step(rotations)(copied(state), batch)
+    new, metrics = make_train_step(rotations)(copied(state), batch)
     assert int(metrics.skipped) == 0
     assert not np.array_equal(new.params["rotations"]["rate"], state.params["rotations"]["rate"])
     names = [component.name for component in diagnose(rotations, state, batch).components]

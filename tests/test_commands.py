@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from commands import run_module
 from small import TEXT, config
 
 from sem_jax import cli, report
@@ -57,6 +58,11 @@ def training(folder, workdir, *flags):
 
 
 def run(folder, arguments):
+    """A command as a fork; `start` begins with the interpreter."""
+    return run_module(*arguments[2:], folder=folder, variables={"SEM_JAX_CACHE": str(folder / "cache")})
+
+
+def start(folder, arguments):
     return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment(folder), cwd=folder)
 
 
@@ -140,7 +146,7 @@ def test_a_power_of_ten_is_a_whole_number(folder, tmp_path):
 
 
 def test_help_lists_every_field_with_meaning_and_range(folder):
-    done = run(folder, command("train", "--help"))
+    done = start(folder, command("train", "--help"))
     text = " ".join(done.stdout.split())
     assert "--config.model.hidden_dim=128: D, width of the wave [at least 1 and at most 65_536; channels]" in text
     assert "--config.sampling.context_length=0: " in text
@@ -216,7 +222,7 @@ def test_an_unknown_command_is_one_line_and_exit_status_2(folder, word, cure):
 
 def test_a_command_of_the_console_script_is_the_module(folder, tmp_path):
     flags = [f"--workdir={tmp_path}/nothing"]
-    ours, theirs = run(folder, sem_jax_main("report", *flags)), run(folder, command("report", *flags))
+    ours, theirs = start(folder, sem_jax_main("report", *flags)), start(folder, command("report", *flags))
     assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
     assert_is_one_line_error(ours, "is not the workdir of a run")
     helped = run(folder, sem_jax_main("generate", "--help"))
@@ -225,7 +231,7 @@ def test_a_command_of_the_console_script_is_the_module(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def untrained(folder):
+def untrained(folder, quick_compilation):
     """A workdir of a model that has taken no step, and the line of metrics that a report needs."""
     workdir = folder / "untrained"
     tokenizer = CharTokenizer.train([TEXT])
@@ -436,7 +442,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "app.run(evaluate.main)\n"
     )
     flags = [f"--workdir={tmp_path}", "--config.data.seq_length=8", "--config.training.global_batch=8"]
-    done = run(folder, [sys.executable, "-c", program, *flags])
+    done = start(folder, [sys.executable, "-c", program, *flags])
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"8 0.1 {tmp_path / 'tokenizer.json'} 8"  # 0.1 is the run's, not the default
@@ -463,14 +469,14 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     assert seen[-1].startswith("stopped and saved at step ")
     assert f"go on with: {sys.executable} -m sem_jax.train --config=" in seen[-1]
 
-    done = run(folder, arguments)
+    done = start(folder, arguments)
     assert done.returncode == 0, done.stderr
     assert f"resuming from step {seen[-1].split('step ')[1].split(';')[0]}\n" in done.stdout
     assert (workdir / "report.md").read_text() in done.stdout
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert (min(steps), max(steps)) == (1, 400)
 
-    evaluated = run(folder, command("evaluate", f"--workdir={workdir}"))
+    evaluated = start(folder, command("evaluate", f"--workdir={workdir}"))
     assert evaluated.returncode == 0, evaluated.stderr
     values = dict(line.rsplit(maxsplit=1) for line in evaluated.stdout.splitlines()[2:])
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
@@ -479,13 +485,13 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     assert float(values["bits/byte"]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
     assert {"perplexity", "norm drift", "residual", "iterations"} <= values.keys()
 
-    shorter = run(folder, command("evaluate", f"--workdir={workdir}", "--config.data.seq_length=4"))
+    shorter = start(folder, command("evaluate", f"--workdir={workdir}", "--config.data.seq_length=4"))
     assert shorter.returncode == 0, shorter.stderr
     (line,) = [line for line in shorter.stdout.splitlines() if line.startswith("nats/token")]
     assert float(line.split()[1]) > last["nll"]  # less context
 
     texts = [
-        run(folder, command("generate", f"--workdir={workdir}", "--prompt=the ", "--max_tokens=20", f"--seed={seed}"))
+        start(folder, command("generate", f"--workdir={workdir}", "--prompt=the ", "--max_tokens=20", f"--seed={seed}"))
         for seed in (0, 0, 1)
     ]
     assert [done.returncode for done in texts] == [0, 0, 0], texts[0].stderr
@@ -494,5 +500,5 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     assert len(first) == len("the ") + 20 + 1  # and the end of the line
     assert first == again != other
 
-    reported = run(folder, command("report", f"--workdir={workdir}"))
+    reported = start(folder, command("report", f"--workdir={workdir}"))
     assert reported.stdout.strip() == (workdir / "report.md").read_text().strip()

@@ -1,7 +1,5 @@
-import subprocess
-import sys
-
 import pytest
+from commands import run_module
 
 from sem_jax.data import load_tokenizer
 
@@ -17,14 +15,13 @@ def corpus(tmp_path):
     return folder
 
 
-def run(*flags):
-    command = [sys.executable, "-m", "sem_jax.tokenizer", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def run(folder, *flags):
+    return run_module("sem_jax.tokenizer", *flags, folder=folder, timeout=60)
 
 
 def test_trains_saves_and_reports(corpus, tmp_path):
     output = tmp_path / "out" / "tokenizer.json"
-    done = run("--source=text", f"--path={corpus}", "--kind=bpe", "--vocab_size=290", f"--output={output}")
+    done = run(tmp_path, "--source=text", f"--path={corpus}", "--kind=bpe", "--vocab_size=290", f"--output={output}")
     assert done.returncode == 0, done.stderr
     tokenizer = load_tokenizer(output)
     assert (tokenizer.kind, tokenizer.vocab_size) == ("bpe", 290)
@@ -44,7 +41,7 @@ def test_takes_a_config_file_and_overrides(corpus, tmp_path):
         "    return config\n"
     )
     output = tmp_path / "tokenizer.json"
-    done = run(f"--config={config}", f"--config.data.path={corpus}", f"--output={output}")
+    done = run(tmp_path, f"--config={config}", f"--config.data.path={corpus}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert load_tokenizer(output).decode(range(3)) == "\n 0"
 
@@ -60,7 +57,7 @@ def test_takes_a_config_file_and_overrides(corpus, tmp_path):
 )
 def test_bad_input_is_one_line_and_leaves_no_file(tmp_path, flags, message):
     output = tmp_path / "tokenizer.json"
-    done = run(*flags, f"--output={output}")
+    done = run(tmp_path, *flags, f"--output={output}")
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr

@@ -13,6 +13,8 @@ from small import array_sizes, complex_normal
 from sem_jax.core.duality import selective_state_space
 
 BATCH, LENGTH, HEADS, CHANNELS, STATES = 2, 23, 3, 4, 5
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAMES = ("q", "k", "x", "dt", "omega", "decay", "phase", "h0")
 
 
@@ -52,18 +54,23 @@ def written_out(q, k, x, dt, omega, decay, phase, h0, starts):
 
 
 @functools.cache
-def results(resets: str, method: str, chunk: int):
-    """(outputs, gradients of a sum in which every output counts) of one form."""
-    inputs, starts = problem(resets)
+def gradient_of(method: str, chunk: int):
+    """Of a sum in which every output counts, for inputs and starts; with the outputs."""
     rng = np.random.default_rng(1)
     weights = complex_normal(rng, BATCH, LENGTH, HEADS, CHANNELS), complex_normal(rng, BATCH, HEADS, STATES, CHANNELS)
 
     def total(*inputs):
-        outputs = selective_state_space(*inputs, starts, method, chunk)
+        outputs = selective_state_space(*inputs, method, chunk)
         return sum(jnp.sum((w * out).real) for w, out in zip(weights, outputs, strict=True)), outputs
 
-    gradient = jax.jit(jax.value_and_grad(total, tuple(range(8)), has_aux=True))
-    (_, outputs), gradients = gradient(*map(jnp.asarray, inputs))
+    return jax.jit(jax.value_and_grad(total, tuple(range(8)), has_aux=True))
+
+
+@functools.cache
+def results(resets: str, method: str, chunk: int):
+    """(outputs, gradients) of one form."""
+    inputs, starts = problem(resets)
+    (_, outputs), gradients = gradient_of(method, chunk)(*map(jnp.asarray, (*inputs, starts)))
     return outputs, gradients
 
 
@@ -126,7 +133,7 @@ def test_extreme_step_sizes_overflow_nowhere(chunk):
         y, h = selective_state_space(*inputs, starts, "chunked", chunk)
         return jnp.sum(jnp.abs(y) ** 2) + jnp.sum(jnp.abs(h) ** 2)
 
-    value, gradients = jax.value_and_grad(total, tuple(range(8)))(*single)
+    value, gradients = jax.jit(jax.value_and_grad(total, tuple(range(8))))(*single)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in gradients)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import run_module
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -62,7 +63,7 @@ def test_a_diagnosis_is_a_table_suspects_and_json(tmp_path):
     ],
 )
 def test_a_broken_input_is_one_line(tmp_path, arguments, parts):
-    done = run(tmp_path, "-m", "sem_jax.diagnose", *arguments)
+    done = run_module("sem_jax.diagnose", *arguments, folder=tmp_path)
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr
@@ -71,6 +72,6 @@ def test_a_broken_input_is_one_line(tmp_path, arguments, parts):
 
 @pytest.mark.parametrize("arguments", [[], ["--workdir=a", f"--config={ROOT}/configs/quickstart.py"]])
 def test_one_model_must_be_named(tmp_path, arguments):
-    done = run(tmp_path, "-m", "sem_jax.diagnose", *arguments)
+    done = run_module("sem_jax.diagnose", *arguments, folder=tmp_path)
     assert done.returncode == 1
     assert "give --workdir to examine a run, or --config to examine a fresh model" in done.stdout + done.stderr

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import config, quick_options
+from small import config
 
 from sem_jax.diagnosis.parameters import WHOLE, component_of, noise_and_update, parameter_stats
 from sem_jax.modules.model import abstract_model
@@ -40,7 +40,7 @@ def test_noise_and_update_add_up_to_the_optimizers_own_step():
     cfg = config(**FORM, optimizer__temperature=10.0, optimizer__noise_cap=50.0)
     state, gradients = fresh()
 
-    @functools.partial(jax.jit, compiler_options=quick_options())
+    @jax.jit
     def both(state, gradients):
         optimizer, step = optimizer_of(cfg, state.model), jnp.int32(cfg.optimizer.warmup_steps)
         own, _ = optimizer.update(gradients, state.opt_state, state.params, loss=jnp.float32(1), step=step)

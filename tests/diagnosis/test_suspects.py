@@ -10,15 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small import copied, quick_options, text_config
+from small import copied, text_config
 
 from sem_jax.config import PropagatorConfig
 from sem_jax.data import open_dataset
-from sem_jax.diagnosis import run as module
 from sem_jax.diagnosis.run import diagnose, diagnose_run
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.table import format_diagnosis
-from sem_jax.diagnosis.walk import measure
 from sem_jax.modules.block import Block
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.probe import unobserved
@@ -26,12 +24,7 @@ from sem_jax.training.health import Finding, propagator_findings
 from sem_jax.training.state import init_state
 from sem_jax.training.workdir import create_workdir
 
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_measure", jax.jit(measure, static_argnums=2, compiler_options=quick_options()))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import config, quick_options
+from small import config
 
 from sem_jax.core.cayley import SolverOptions, cayley_step
 from sem_jax.core.graph import DenseHamiltonian
@@ -68,7 +68,7 @@ def measured(form):
             found = measure(parts, batch, cfg.optimizer.unitary_lambda)
             return found, psi, jax.value_and_grad(loss, has_aux=True)(parts.params)
 
-        return batch, *jax.device_get(jax.jit(both, compiler_options=quick_options())(parts))
+        return batch, *jax.device_get(jax.jit(both)(parts))
 
 
 @pytest.mark.parametrize("form", [pytest.param(f, marks=pytest.mark.slow) if f == "reference" else f for f in FORMS])

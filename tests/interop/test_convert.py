@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from small import quick_train_step
 from state_dicts import OVERRIDES, V, differing, make_state_dict
 
 import sem_jax
@@ -17,7 +16,6 @@ from sem_jax.data import DataError
 from sem_jax.data.tokenizers import ByteTokenizer, CharTokenizer
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import InteropError, export_state_dict
-from sem_jax.training import loop
 from sem_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -71,7 +69,6 @@ def test_what_cannot_be_converted_leaves_nothing(state_dict, tmp_path):
 
 def test_training_goes_on_from_the_weights_of_the_file(state_dict, tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModel, "generate", lambda self, prompt: prompt)  # takes longer to compile than to train
-    monkeypatch.setattr(loop, "make_train_step", quick_train_step)
     (tmp_path / "ids.txt").write_text(" ".join(str(i) for i in np.random.default_rng(0).integers(0, V, 400)))
     model = api.convert(state_dict, tmp_path / "run", **OVERRIDES)
     changes = {

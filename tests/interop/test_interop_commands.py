@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from commands import run_module
 from state_dicts import make_state_dict
 
 from sem_jax import api
 from sem_jax.interop import write_state_dict
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def run(folder, module, *flags):
-    environment = os.environ | {"SEM_JAX_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", f"sem_jax.{module}", *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
+    variables = {"SEM_JAX_CACHE": str(folder / "cache")}
+    done = run_module(f"sem_jax.{module}", *flags, folder=folder, variables=variables)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines() + done.stdout.splitlines()
@@ -49,7 +42,7 @@ def test_conversions_that_cannot_be_are_explained(tmp_path, flags, part):
     assert [line for line in lines if part.format(tmp_path, tmp_path) in line]
 
 
-def test_tokens_outside_the_vocabulary_are_one_line_and_leave_no_dump(tmp_path):
+def test_tokens_outside_the_vocabulary_are_one_line_and_leave_no_dump(tmp_path, quick_compilation):
     write_state_dict(tmp_path / "model.npz", make_state_dict())
     api.convert(tmp_path / "model.npz", tmp_path / "run", sdr_sparsity=4)
     np.save(tmp_path / "tokens.npy", np.array([[3, 11]]))

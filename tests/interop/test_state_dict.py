@@ -16,6 +16,8 @@ from sem_jax.interop import InteropError, differences, export_state_dict, import
 from sem_jax.modules.block import Context
 from sem_jax.modules.model import init_model, scan_layers, split_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STATE = make_state_dict()
 BUFFERS = {name for name in STATE if name.endswith(("edge_indices", "_sparse_idx_sym", "positional_phase"))}
 PHASE = "encoder.positional_phase"

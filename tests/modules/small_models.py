@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from small import quick_options
 
 from sem_jax.config import EncoderConfig, MixerConfig, ModelConfig, PropagatorConfig
 from sem_jax.modules.encoder import rotation_frequency
@@ -16,11 +15,6 @@ from sem_jax.modules.model import ModelParts, ModelState, abstract_model, stack_
 from sem_jax.modules.propagator import Propagator
 
 CAUSAL_TRANSPORTS = ("none", "row_softmax", "causal_sinkhorn")
-
-
-def quick_jit(function, **options):
-    """`jax.jit` for programs that take far longer to compile than to run."""
-    return jax.jit(function, compiler_options=quick_options(), **options)
 
 
 def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from small import primitives
-from small_models import quick_jit, random_parts, small_config, start_of
+from small_models import random_parts, small_config, start_of
 
 from sem_jax.config import ConfigError, EncoderConfig, MixerConfig, PropagatorConfig
 from sem_jax.core.complex_ops import complex_matmul, rms_norm
@@ -77,7 +77,7 @@ def both_ways(blocks, layout):
 
     model = projected(whole)
     hand = projected(lambda model: by_hand(model, tokens, start, resets, ORDERS[blocks, layout]))
-    return quick_jit(lambda params: (model(params), hand(params)))(parts.params)
+    return jax.jit(lambda params: (model(params), hand(params)))(parts.params)
 
 
 @pytest.mark.parametrize(("blocks", "layout"), ORDERS)

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small_models
 from flax import nnx
 
 from sem_jax.config import MixerConfig, OptimizerConfig
@@ -136,7 +135,7 @@ def loss_and_gradient(name: str):
         loss, _ = reference_loss(model, psi[:, :-1], recorded.tokens[:, 1:], unitary_lambda)
         return jnp.mean(loss), psi  # every position that has a successor
 
-    return small_models.quick_jit(jax.value_and_grad(mean_loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(mean_loss, has_aux=True))
 
 
 @functools.cache
@@ -148,7 +147,7 @@ def whole_model(name: str):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_intermediate_value_is_the_recorded_one(name):
     recorded = recorded_model(name)
-    run = small_models.quick_jit(intermediate_values, static_argnums=3)
+    run = jax.jit(intermediate_values, static_argnums=3)
     values = run(recorded.parts, recorded.tokens, recorded.token_freqs, recorded.num_layers)
     errors = {key: error(value, recorded.outputs[key]) for key, value in values.items()}
     assert not beyond({key: e for key, e in errors.items() if key != "logits"}, VALUE)
@@ -202,7 +201,7 @@ def test_five_optimizer_steps_lead_to_the_recorded_parameters(name):
     moving, gradient = ({**tree, "readout": {"weight": tree["readout"]["weight"]}} for tree in (start, gradient))
     config = OptimizerConfig(weight_decay=0.1, decay_all=True, clip_norm=0.0)
     optimizer = langevin_adamw(config, optax.constant_schedule(1.2e-3), seed=0)
-    update, state = small_models.quick_jit(optimizer.update), optimizer.init(moving)
+    update, state = jax.jit(optimizer.update), optimizer.init(moving)
     for step in range(5):
         factor = (1 + step / 2) * (-1 if step == 3 else 1)
         updates, state = update(jax.tree.map(lambda g, f=factor: f * jnp.conj(g), gradient), state, moving, step=step)
@@ -250,7 +249,7 @@ def clamped_state_space():
         y = y.reshape(x.shape)
         return jnp.sum(abs_sq(y)), y
 
-    gradients, y = small_models.quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
     return y, gradients, recorded
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import primitives
-from small_models import CAUSAL_TRANSPORTS, quick_jit, random_parts, small_config, start_of
+from small_models import CAUSAL_TRANSPORTS, random_parts, small_config, start_of
 
 from sem_jax.config import MixerConfig
 from sem_jax.modules.model import ModelParts, count_parameters, document_positions, init_model
@@ -44,7 +44,7 @@ def compiled_probe(transport: str, remat: str = "none"):
         psi, state, _ = parts.replace(params=params).merge()(tokens, state, resets)
         return jnp.sum((psi * cotangent).real), (psi, state)
 
-    return quick_jit(jax.grad(loss, has_aux=True))
+    return jax.jit(jax.grad(loss, has_aux=True))
 
 
 def probe(transport, tokens, resets, cotangent):
@@ -64,7 +64,7 @@ def forward(transport, tokens, resets):
 def compiled_continuation(transport: str):
     """(tokens, resets, state) -> (ψ, state), compiled once a shape."""
     parts = parts_of(transport)
-    return quick_jit(lambda tokens, resets, state: parts.merge()(tokens, state, resets)[:2])
+    return jax.jit(lambda tokens, resets, state: parts.merge()(tokens, state, resets)[:2])
 
 
 def random_tokens(rng):

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import quick_jit, random_parts, small_config
+from small_models import random_parts, small_config
 
 from sem_jax.config import MixerConfig
 
 BATCH, LENGTH, VOCAB = 2, 21, 12
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache
@@ -25,12 +27,12 @@ def parts_of(layout: str):
 
 @functools.cache
 def full(layout: str):
-    return quick_jit(lambda parts, tokens, resets: parts.merge()(tokens, resets=resets)[:2])
+    return jax.jit(lambda parts, tokens, resets: parts.merge()(tokens, resets=resets)[:2])
 
 
 @functools.cache
 def one_token():
-    return quick_jit(lambda parts, token, state, reset: parts.merge()(token, state, resets=reset)[:2])
+    return jax.jit(lambda parts, token, state, reset: parts.merge()(token, state, resets=reset)[:2])
 
 
 def drawn(seed: int, resets: bool):
@@ -77,9 +79,9 @@ def test_after_ten_thousand_tokens_decoding_still_gives_the_full_pass():
     parts = parts_of("interleaved")
     length = 10_000
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (1, length)))
-    psi, _ = quick_jit(lambda parts, tokens: parts.merge()(tokens)[:2])(parts, tokens)
+    psi, _ = jax.jit(lambda parts, tokens: parts.merge()(tokens)[:2])(parts, tokens)
 
-    @quick_jit
+    @jax.jit
     def decode(parts, tokens):
         model = parts.merge()
         prepared = model.prepare()

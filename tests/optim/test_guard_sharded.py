@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from small import output_on_two_devices
+from small import output_on_two_devices, quick_environment
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -112,7 +112,7 @@ def test_a_bad_value_on_one_host_is_refused_by_both():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | quick_environment() | {"JAX_PLATFORMS": "cpu"}
     hosts = [
         subprocess.Popen(
             [sys.executable, "-c", HOST, str(port), str(rank)],

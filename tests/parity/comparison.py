@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from small import quick_options
 
 from sem_jax.interop import export_state_dict
 
@@ -108,7 +107,7 @@ def _compiled(ours: Callable) -> Callable:
         grads, values = jax.grad(project, argnums=(0, 1), has_aux=True)(parts.params, inputs.wave)
         return values, grads
 
-    return jax.jit(run, compiler_options=quick_options())
+    return jax.jit(run)
 
 
 def named_values(output: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from small import quick_options, quick_train_step
 from torch_reference import ComplexAdamW
 
 from sem_jax.config import Config, OptimizerConfig, TrainingConfig
@@ -20,6 +19,7 @@ from sem_jax.interop import export_state_dict
 from sem_jax.modules.model import ModelParts
 from sem_jax.optim import langevin
 from sem_jax.training.state import start_state
+from sem_jax.training.step import make_train_step
 
 from .comparison import FLOAT64
 from .pair import (
@@ -107,7 +107,7 @@ def batches(run: Run) -> list[Batch]:
 def train_ours(run: Run, dtype: np.dtype) -> tuple[Arrays, list[float]]:
     """Parameters after the last step with the losses on the way, and the learning rates."""
     config, parts = run.config, initial_parts(run, dtype)
-    state, step = start_state(config, parts), quick_train_step(config)
+    state, step = start_state(config, parts), make_train_step(config)
     losses, rates = [], []
     for batch in batches(run):
         state, metrics = step(state, cast(batch, dtype))
@@ -135,7 +135,7 @@ def injected_noise(run: Run, drawn_in: np.dtype) -> list[Arrays]:
 
     with jax.enable_x64(drawn_in == FLOAT64):
         params = initial_parts(run, drawn_in).params
-        compiled = jax.jit(draw, compiler_options=quick_options())
+        compiled = jax.jit(draw)
         return [export_state_dict(compiled(params, step)) for step in range(STEPS)]
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small import config, copied, differing_leaves, quickly
+from small import config, copied, differing_leaves
 
 from sem_jax.data import Batch
 from sem_jax.optim import Reason, leaf_names
@@ -37,7 +37,7 @@ def model(quick_compilation):
 @pytest.fixture(scope="module")
 def step(quick_compilation):
     """The step with one fault as an argument; one compilation for all of them."""
-    faulty = quickly(make_faulty_step(CONFIG))
+    faulty = make_faulty_step(CONFIG)
     return lambda state, batch, fault: faulty(copied(state), batch, [fault])
 
 

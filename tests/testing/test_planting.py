@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from small import copied, differing_leaves, example_in, quickly, shared_programs, text_config
+from small import copied, differing_leaves, example_in, shared_programs, text_config
 
 import sem_jax
 from sem_jax.optim import Reason
@@ -46,7 +46,7 @@ def programs(quick_compilation):
 
         @functools.cache
         def make_faulty_step(config):
-            step = quickly(make(config))
+            step = make(config)
             return lambda state, batch, planted: step(state, batch, [*planted, *[UNUSED] * (4 - len(planted))])
 
         patch.setattr(faults, "make_faulty_step", make_faulty_step)

@@ -13,7 +13,6 @@ from small import (
     copied,
     differing_leaves,
     primitives,
-    quick_train_step,
     shared_programs,
     text_config,
 )
@@ -63,7 +62,7 @@ def fresh(config):
 
 @functools.cache
 def step_of(config):
-    return quick_train_step(config)
+    return make_train_step(config)
 
 
 def start(config):
@@ -144,7 +143,8 @@ def test_micro_batches_of_unequal_weight_add_up_to_the_whole_batch(likelihood):
 
 
 def program(config):
-    return jax.make_jaxpr(make_train_step(config))(fresh(config), BATCH)
+    """Of the step, which is not traced again when it is compiled."""
+    return step_of(config).trace(start(config), BATCH).jaxpr
 
 
 def test_without_weight_the_teacher_costs_nothing_and_changes_nothing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +24,25 @@ PRESENT = {
 FORMS = {"selective, dense": PRESENT, "fixed, CG": {"model__vocab_size": 11, "model__propagator__solver": "cg"}}
 
 
+@functools.cache
+def config_and_step(form):
+    """One trace for all platforms."""
+    cfg = config(**FORMS[form])
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, seq_length=128))  # two chunks
+    return cfg, make_train_step(cfg)
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_step_lowers(form, platform):
-    cfg = config(**FORMS[form])
-    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, seq_length=128))  # two chunks
+    cfg, train_step = config_and_step(form)
     batch, length = cfg.training.global_batch, cfg.data.seq_length
     shapes = Batch(
         jax.ShapeDtypeStruct((batch, length + 1), jnp.int32),
         jax.ShapeDtypeStruct((batch, length + 1), jnp.bool_),
         jax.ShapeDtypeStruct((batch, length), jnp.float32),
     )
-    exported = jax.export.export(make_train_step(cfg), platforms=[platform])(abstract_state(cfg), shapes)
+    exported = jax.export.export(train_step, platforms=[platform])(abstract_state(cfg), shapes)
     assert exported.platforms == (platform,)
     # A step gives back the state that it took, so that it can be called again.
     assert [x.shape for x in exported.out_avals[: len(jax.tree.leaves(abstract_state(cfg)))]] == [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small import config, copied, differing_leaves, primitives, quick_train_step
+from small import config, copied, differing_leaves, primitives
 
 from sem_jax.data import Batch
 from sem_jax.data.tokenizers.char import CharTokenizer
@@ -55,7 +55,7 @@ def fresh(quick_compilation):
 @pytest.fixture(scope="module")
 def step(quick_compilation):
     """The compiled step with accumulation; every test of this file shares its one compilation."""
-    return quick_train_step(CONFIG)
+    return make_train_step(CONFIG)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_micro_batches_of_unequal_weight_add_up_to_the_whole_batch(fresh, first)
         training__micro_batch=8,
         training__ema_decay=EMA_DECAY,
     )
-    whole_state, whole = quick_train_step(whole_config)(copied(fresh), BATCH)
+    whole_state, whole = make_train_step(whole_config)(copied(fresh), BATCH)
     # Sums of `terms` tokens in another order differ by a few roundings of the largest partial sum.
     terms = float(BATCH.weights.sum())
     np.testing.assert_allclose(first[1].loss, whole.loss, rtol=8 * EPS)
@@ -204,7 +204,7 @@ class Blur(Block):
 def test_a_model_of_other_blocks_trains(blocks):
     changed = config(model__vocab_size=VOCAB, model__blocks=blocks, optimizer__warmup_steps=0)
     state, batch = init_state(changed), Batch(*(rows[:4] for rows in BATCH))
-    train_step, losses, start = quick_train_step(changed), [], jax.device_get(state.params)
+    train_step, losses, start = make_train_step(changed), [], jax.device_get(state.params)
     assert start.keys() == {"encoder", *blocks.split(","), "final_gamma", "readout"}
     for _ in range(3):
         state, metrics = train_step(state, batch)
