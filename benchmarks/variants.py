@@ -61,6 +61,7 @@ FIXED = {
     "model__mixer__kind": "fixed",
     "model__likelihood": "born",
     "model__layout": "mixers_first",
+    "model__encoder__transport": "row_softmax",
     "optimizer__matrices": "adam",
     "optimizer__learning_rate": 3e-3,
 }
@@ -90,7 +91,7 @@ VARIANTS = {
         "gated channel mixer of width D/2": _with(
             {"channels": ablations.ChannelMixer}, model__blocks="mixers,channels,propagators"
         ),
-        "no transport plan": _with(model__encoder__transport="none"),
+        "a transport plan": _with(model__encoder__transport="row_softmax"),
         "no Kerr phase": _with(model__propagator__nonlinear_alpha=0.0, optimizer__lr_factors="propagators/alpha=0"),
         "no propagator": _with(model__blocks="mixers"),
     },
@@ -102,9 +103,9 @@ VARIANTS = {
     "encoder": {
         "row softmax + skip": _with(**FIXED),
         "row softmax": _with(**FIXED, model__encoder__embedding_skip=False),
-        "embedding alone": _with(**FIXED, model__encoder__transport="none"),
+        "embedding alone": _with(**(FIXED | {"model__encoder__transport": "none"})),
         "causal Sinkhorn + skip": _with(
-            **FIXED, model__encoder__transport="causal_sinkhorn", model__encoder__sinkhorn_max_iter=3
+            **(FIXED | {"model__encoder__transport": "causal_sinkhorn"}), model__encoder__sinkhorn_max_iter=3
         ),
     },
     "ssm": {
@@ -129,6 +130,7 @@ class Result:
 def configure(variant: Variant, dim: int, steps: int, seed: int) -> Config:
     config = default()
     config.model.update(hidden_dim=dim, num_layers=_LAYERS.value, remat="none", layout="interleaved", vocab_size=65)
+    config.model.encoder.update(transport="none")
     config.model.mixer.update(num_groups=8, num_heads=8, state_dim=16)
     config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
