@@ -1,0 +1,152 @@
+"""Which device holds what: the mesh of a run, and the rule that lays states and batches out over it.
+
+The devices form a grid of `config.mesh`: "data" times "fsdp". A batch is spread over all of them. A copy of the state
+lies on each group of "fsdp" devices, its large arrays in equal parts. XLA derives the communication from that alone:
+it gathers a weight where a layer needs it, and sums gradients over all devices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sem_jax.config import Config, ConfigError, MeshConfig
+from sem_jax.data import Batch
+from sem_jax.modules.blocks import BLOCKS
+
+AXES = ("data", "fsdp")
+# Entries of one layer's array below which every device holds it whole. Gathering 2^16 floats takes microseconds on any
+# interconnect, about as long as it takes to start a collective: less would cost time and save next to nothing.
+SMALL = 2**16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The mesh of a run. Trees of shardings have the structure of the tree that they are for."""
+
+    mesh: Mesh
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """All of an array on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def rows(self) -> NamedSharding:
+        """The rows of a batch, spread over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(AXES))
+
+    def __str__(self) -> str:
+        data, fsdp = (self.mesh.shape[axis] for axis in AXES)
+        return f"data {data} x fsdp {fsdp}"
+
+    def of_state(self, tree: Any) -> Any:
+        """Shardings of a state, a model, or any part of one; its leaves may be abstract."""
+        return jax.tree_util.tree_map_with_path(self._of_leaf, tree)
+
+    def _of_leaf(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return NamedSharding(
+            self.mesh, partition(leaf.shape, self.mesh.shape["fsdp"], not BLOCKS.keys().isdisjoint(names))
+        )
+
+    def place(self, tree: Any) -> Any:
+        """A state, a model, or any part of one on the mesh; each process passes the same values."""
+
+        def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+            values = np.asarray(leaf)
+            return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+        return jax.tree.map(place, tree, self.of_state(tree))
+
+    def abstract(self, tree: Any) -> Any:
+        """The shapes and dtypes of a state with its shardings: what restoring a checkpoint asks for."""
+
+        def abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(abstract, tree, self.of_state(tree))
+
+    def own_rows(self, count: int) -> np.ndarray:
+        """Which rows of a batch of `count` this process's devices hold, in ascending order."""
+        slices = self.rows.addressable_devices_indices_map((count,)).values()
+        return np.unique(np.concatenate([np.arange(count)[index] for index in slices]))
+
+    def place_batch(self, own: Batch, count: int) -> Batch:
+        """A batch of `count` rows on the mesh, of which `own` are those of this process."""
+
+        def place(rows: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(self.rows, rows, (count, *rows.shape[1:]))
+
+        return Batch(*map(place, own))
+
+
+def make_layout(config: Config) -> Layout:
+    """The layout that `config.mesh` asks for, on the devices of all processes.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices, or the batches do not fit the mesh.
+    """
+    devices = jax.devices()
+    data, fsdp = mesh_shape(config.mesh, len(devices), jax.process_count())
+    for name in ("micro_batch", "global_batch"):
+        size = getattr(config.training, name)
+        if size % (data * fsdp):
+            raise ConfigError(
+                f"config.training.{name} = {size} sequences cannot be spread evenly over the {data * fsdp} devices of "
+                f"config.mesh; set it to a multiple of {data * fsdp}, or config.mesh.data so that fewer devices are used"
+            )
+    mesh = jax.make_mesh((data, fsdp), AXES, (AxisType.Auto,) * 2, devices=devices[: data * fsdp])
+    return Layout(mesh)
+
+
+def mesh_shape(mesh: MeshConfig, num_devices: int, num_processes: int = 1) -> tuple[int, int]:
+    """(data, fsdp) on so many devices.
+
+    A process alone may leave devices idle. Several may not: one without a device could do nothing but wait.
+
+    Raises:
+      ConfigError: the mesh needs more devices, does not divide them, or leaves some to processes that would idle.
+    """
+    if num_devices % mesh.fsdp and not mesh.data:
+        raise ConfigError(
+            f"config.mesh.fsdp = {mesh.fsdp} does not divide the {num_devices} devices; set it to a divisor of "
+            f"{num_devices}, or give config.mesh.data, too"
+        )
+    data = mesh.data or num_devices // mesh.fsdp
+    used = data * mesh.fsdp
+    if used > num_devices or (num_processes > 1 and used < num_devices):
+        raise ConfigError(
+            f"config.mesh.data = {data} times config.mesh.fsdp = {mesh.fsdp} asks for {used} devices, and "
+            f"{num_processes} process{'es have' if num_processes > 1 else ' has'} {num_devices}; set config.mesh.data = "
+            "0 to use them all"
+        )
+    return data, mesh.fsdp
+
+
+def partition(shape: tuple[int, ...], fsdp: int, layered: bool) -> PartitionSpec:
+    """How an array is spread along "fsdp".
+
+    Along its largest axis that `fsdp` divides; not at all where one layer of it is a vector or `SMALL`. The layer axis
+    comes last: spread along it, a layer would lie on a few devices and be sent to the others whole, layer by layer.
+
+    Args:
+      shape: of the array.
+      fsdp: devices that share it.
+      layered: whether its first axis counts the layers of the model.
+    """
+    own = range(int(layered), len(shape))
+    if fsdp == 1 or len(own) < 2 or math.prod(shape[axis] for axis in own) < SMALL:
+        return PartitionSpec()
+    candidates = [*sorted(own, key=lambda axis: -shape[axis]), *range(int(layered))]
+    chosen = next((axis for axis in candidates if shape[axis] % fsdp == 0), None)
+    return (
+        PartitionSpec(*("fsdp" if axis == chosen else None for axis in range(len(shape))))
+        if chosen is not None
+        else PartitionSpec()
+    )
