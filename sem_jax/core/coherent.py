@@ -25,8 +25,8 @@ from jax import Array
 from sem_jax.core.complex_ops import HIGHEST
 from sem_jax.core.devices import from_chunks, in_chunks, num_devices
 
-# Entries of the logits that a device holds at a time: 16 MiB in float32, which a CPU's cache holds in part and which keeps an
-# accelerator busy.
+# Entries of the logits that a device holds at a time: 16 MiB in float32, which a CPU's cache holds in part and which
+# keeps an accelerator busy.
 CHUNK_ENTRIES = 2**22
 
 

@@ -7,7 +7,6 @@ it gathers a weight where a layer needs it, and sums gradients over all devices.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sem_jax.config import Config, ConfigError, MeshConfig
+from sem_jax.core.devices import AXES, partition
 from sem_jax.data import Batch
 from sem_jax.modules.blocks import BLOCKS
-
-AXES = ("data", "fsdp")
-# Entries of one layer's array below which every device holds it whole. Gathering 2^16 floats takes microseconds on any
-# interconnect, about as long as it takes to start a collective: less would cost time and save next to nothing.
-SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -51,9 +46,8 @@ class Layout:
 
     def _of_leaf(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return NamedSharding(
-            self.mesh, partition(leaf.shape, self.mesh.shape["fsdp"], not BLOCKS.keys().isdisjoint(names))
-        )
+        layered = not BLOCKS.keys().isdisjoint(names)
+        return NamedSharding(self.mesh, partition(leaf.shape, self.mesh.shape["fsdp"], layered))
 
     def place(self, tree: Any) -> Any:
         """A state, a model, or any part of one on the mesh; each process passes the same values."""
@@ -80,7 +74,7 @@ class Layout:
     def place_batch(self, own: Batch, count: int) -> Batch:
         """A batch of `count` rows on the mesh, of which `own` are those of this process."""
 
-        def place(rows: np.ndarray) -> jax.Array:
+        def place(rows: np.ndarray) -> Any:
             return jax.make_array_from_process_local_data(self.rows, rows, (count, *rows.shape[1:]))
 
         return Batch(*map(place, own))
@@ -99,7 +93,7 @@ def make_layout(config: Config) -> Layout:
         if size % (data * fsdp):
             raise ConfigError(
                 f"config.training.{name} = {size} sequences cannot be spread evenly over the {data * fsdp} devices of "
-                f"config.mesh; set it to a multiple of {data * fsdp}, or config.mesh.data so that fewer devices are used"
+                f"config.mesh; make it a multiple of {data * fsdp}, or set config.mesh.data to use fewer devices"
             )
     mesh = jax.make_mesh((data, fsdp), AXES, (AxisType.Auto,) * 2, devices=devices[: data * fsdp])
     return Layout(mesh)
@@ -121,32 +115,9 @@ def mesh_shape(mesh: MeshConfig, num_devices: int, num_processes: int = 1) -> tu
     data = mesh.data or num_devices // mesh.fsdp
     used = data * mesh.fsdp
     if used > num_devices or (num_processes > 1 and used < num_devices):
+        there = f"{num_processes} processes have" if num_processes > 1 else "there are"
         raise ConfigError(
-            f"config.mesh.data = {data} times config.mesh.fsdp = {mesh.fsdp} asks for {used} devices, and "
-            f"{num_processes} process{'es have' if num_processes > 1 else ' has'} {num_devices}; set config.mesh.data = "
-            "0 to use them all"
+            f"config.mesh.data = {data} times config.mesh.fsdp = {mesh.fsdp} asks for {used} devices, but {there} "
+            f"{num_devices}; set config.mesh.data = 0 to use all"
         )
     return data, mesh.fsdp
-
-
-def partition(shape: tuple[int, ...], fsdp: int, layered: bool) -> PartitionSpec:
-    """How an array is spread along "fsdp".
-
-    Along its largest axis that `fsdp` divides; not at all where one layer of it is a vector or `SMALL`. The layer axis
-    comes last: spread along it, a layer would lie on a few devices and be sent to the others whole, layer by layer.
-
-    Args:
-      shape: of the array.
-      fsdp: devices that share it.
-      layered: whether its first axis counts the layers of the model.
-    """
-    own = range(int(layered), len(shape))
-    if fsdp == 1 or len(own) < 2 or math.prod(shape[axis] for axis in own) < SMALL:
-        return PartitionSpec()
-    candidates = [*sorted(own, key=lambda axis: -shape[axis]), *range(int(layered))]
-    chosen = next((axis for axis in candidates if shape[axis] % fsdp == 0), None)
-    return (
-        PartitionSpec(*("fsdp" if axis == chosen else None for axis in range(len(shape))))
-        if chosen is not None
-        else PartitionSpec()
-    )

@@ -11,8 +11,9 @@ import optax
 from jax import Array
 
 from sem_jax.config import Config, TrainingConfig
-from sem_jax.core.devices import in_chunks, num_devices
+from sem_jax.core.devices import gathered, in_chunks, num_devices
 from sem_jax.data import Batch
+from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import ForwardStats, ModelParts, abstract_model
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import global_norm, make_schedule
@@ -50,16 +51,22 @@ def model_loss(
     """Sums of the loss over a batch, and what the forward pass reports."""
     tokens, resets, weights = map(jnp.asarray, batch)
     sums, stats, _ = batch_loss(
-        parts.merge(),
+        _whole_but_layers(parts).merge(),
         tokens[:, :-1],
         tokens[:, 1:],
         resets[:, :-1],
         weights,
         config.optimizer.unitary_lambda,
-        None if teacher is None else teacher.merge(),
+        None if teacher is None else _whole_but_layers(teacher).merge(),
         config.training.distill_temperature,
     )
     return sums, stats
+
+
+def _whole_but_layers(parts: ModelParts) -> ModelParts:
+    """The model with all weights gathered that no layer owns; the pass gathers those one layer at a time."""
+    params = {name: group if name in BLOCKS else gathered(group) for name, group in parts.params.items()}
+    return parts.replace(params=params)
 
 
 def _objective(config: Config, sums: LossSums, weight: Array) -> tuple[Array, Array | None]:
