@@ -66,6 +66,11 @@ class Layout:
 
         return jax.tree.map(abstract, tree, self.of_state(tree))
 
+    def here(self, tree: Any) -> Any:
+        """A state, a model, or any part of one, whole on the first device of this process; all processes must call."""
+        whole = jax.device_put(tree, self.replicated)
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
     def own_rows(self, count: int) -> np.ndarray:
         """Which rows of a batch of `count` this process's devices hold, in ascending order."""
         slices = self.rows.addressable_devices_indices_map((count,)).values()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sem_jax.errors import SemJaxError
 
 PyTree = Any
+Split = Literal["train", "validation", "skip"]
 FILE_NAME = "metrics.jsonl"
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
 _OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
@@ -57,7 +58,7 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, split: Literal["train", "validation", "skip"], step: int, **values: float | str) -> None:
+    def write(self, split: Split, step: int, **values: float | str) -> None:
         """Appends one line.
 
         Args:
