@@ -11,6 +11,7 @@ from sem_jax.config.describe import help_text
 from sem_jax.report import write_report
 from sem_jax.training.host import keep_freed_memory
 from sem_jax.training.loop import train
+from sem_jax.training.processes import all_or_none, is_first, joined
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, f"Experiment, such as configs/quickstart.py. Any field of it can be given, too:\n{help_text()}"
@@ -20,16 +21,32 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, where several processes train one model; TPU pods, Slurm and Open MPI "
+    "need none of these flags.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
+
+
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
     keep_freed_memory()
-    result = train(build(_CONFIG.value), _WORKDIR.value)
-    if result.finished:
-        print(write_report(_WORKDIR.value))
-    else:
-        print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
+    with joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _JOIN_TIMEOUT.value):
+        with all_or_none():
+            config = build(_CONFIG.value)
+        result = train(config, _WORKDIR.value)
+        if not is_first():
+            return
+        if result.finished:
+            print(write_report(_WORKDIR.value))
+        else:
+            print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
 
 
 if __name__ == "__main__":
