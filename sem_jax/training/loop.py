@@ -17,7 +17,7 @@ from sem_jax.modules.model import count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
-from sem_jax.training.mesh import Layout, make_layout
+from sem_jax.training.mesh import make_layout
 from sem_jax.training.monitor import Monitor
 from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
 from sem_jax.training.state import batch_number, init_state
@@ -85,7 +85,9 @@ def train(
             echo(f"resuming from step {start}")
             if checkpointer.saved_on != str(layout):
                 echo(f"saved on {checkpointer.saved_on}, goes on on {layout}: sums are rounded in another order now")
-        echo(_describe(config, dataset, count_parameters(state.params), layout))
+        echo(_describe(config, dataset, count_parameters(state.params)))
+        if jax.device_count() > 1:
+            echo(f"{layout.mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes, {layout}")
         interrupted = stack.enter_context(interruptible(echo))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
@@ -111,16 +113,13 @@ def train(
     return TrainResult(step, step >= training.max_steps, report.validation)
 
 
-def _describe(config: Config, dataset: Dataset, num_parameters: int, layout: Layout) -> str:
+def _describe(config: Config, dataset: Dataset, num_parameters: int) -> str:
     train_tokens = "streamed" if dataset.train_tokens is None else f"{dataset.train_tokens:,}"
-    text = (
+    return (
         f"{config.name}: {num_parameters:,} parameters, vocabulary {dataset.tokenizer.vocab_size} "
         f"({dataset.tokenizer.kind}); {train_tokens} training and {dataset.validation_tokens:,} validation "
         f"tokens from {config.data.source}; {config.training.global_batch} x {config.data.seq_length} tokens a step"
     )
-    if jax.device_count() == 1:
-        return text
-    return f"{text}; {layout.mesh.size} of {jax.device_count()} devices, {layout}"
 
 
 def _common(config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -108,7 +108,9 @@ def moved(state, source, target):
             _, restored = checkpointer.restore(layout.abstract(abstract_state(CONFIG)))
             saved_on = checkpointer.saved_on
     wanted = layout.of_state(abstract_state(CONFIG))
-    spread = [leaf.sharding == sharding for leaf, sharding in zip(*map(jax.tree.leaves, (restored, wanted)), strict=True)]
+    spread = [
+        leaf.sharding == sharding for leaf, sharding in zip(*map(jax.tree.leaves, (restored, wanted)), strict=True)
+    ]
     return {"differing": differing_leaves(state, restored), "spread": all(spread), "saved on": saved_on}
 
 
@@ -120,7 +122,8 @@ def main():
     moves = [((8, 1), (1, 1)), ((1, 1), (1, 8)), ((8, 1), (2, 4)), ((1, 8), (4, 2))]
     found["moves"] = {f"{source} -> {target}": moved(states[source], source, target) for source, target in moves}
     found["largest weight"] = max(
-        bytes_of_a_layer(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(CONFIG).params)
+        bytes_of_a_layer(path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(CONFIG).params)
     )
     json.dump(found, sys.stdout)
 
