@@ -41,12 +41,12 @@ def main(argv: list[str]) -> None:
         with all_or_none():
             config = build(_CONFIG.value)
         result = train(config, _WORKDIR.value)
-        if not is_first():
-            return
-        if result.finished:
-            print(write_report(_WORKDIR.value))
-        else:
-            print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
+    if not is_first():
+        return
+    if result.finished:
+        print(write_report(_WORKDIR.value))
+    else:
+        print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import importlib.util
 import json
 import os
 import signal
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sem_jax.errors import SemJaxError
+
+# Seconds that a process waits at its end for the others.
+_SHUTDOWN_TIMEOUT = 60
 
 
 class ProcessError(SemJaxError, RuntimeError):
@@ -39,6 +45,8 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     TPU pods, Slurm and Open MPI say themselves who takes part. Elsewhere the arguments do, or JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any of them the process is alone.
 
+    A process that does not arrive in time, or is lost later, ends this one with exit status 1.
+
     Args:
       coordinator: "host:port" of process 0.
       num_processes: of the run.
@@ -46,18 +54,56 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
       timeout: seconds to wait for the others.
 
     Raises:
-      ProcessError: the arguments are incomplete, or a process does not arrive in time.
+      ProcessError: the arguments are incomplete or wrong.
     """
     arguments = _arguments(coordinator, num_processes, process_id)
     if arguments is None and not _is_cluster():
         yield
         return
+    # JAX would abort with a dump of the process; this comes before it.
+    too_late = threading.Timer(timeout, _leave, [_too_late(arguments, timeout)])
+    too_late.daemon = True
+    too_late.start()
     try:
-        jax.distributed.initialize(**(arguments or {}), initialization_timeout=timeout)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ProcessError(_explain(error, arguments, timeout)) from error
-    yield
-    jax.distributed.shutdown()  # waits for the others, so not after an error: they may be waiting for this process
+        jax.distributed.initialize(
+            **(arguments or {}), initialization_timeout=timeout + 60, shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT
+        )
+    except (TypeError, ValueError) as error:
+        raise ProcessError(f"the processes of the run cannot be joined: {error}") from error
+    finally:
+        too_late.cancel()
+    try:
+        yield
+    except SemJaxError:
+        raise  # the others stop, too
+    except BaseException as error:
+        # At its exit JAX would wait for the others, which wait for this process or are gone.
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            traceback.print_exception(error)
+        reason = " ".join(str(error).split())
+        _leave(
+            f"process {jax.process_index()} lost the others or failed itself ({type(error).__name__}: {reason:.300}); "
+            "start all processes again, and the run goes on from its newest checkpoint"
+        )
+    jax.distributed.shutdown()
+
+
+def _leave(message: str) -> None:
+    """Ends the process without the handlers that wait for other processes."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _too_late(arguments: dict[str, Any] | None, timeout: int) -> str:
+    who, where = "this process", ""
+    if arguments:
+        who = f"process {arguments['process_id']} of {arguments['num_processes']}"
+        where = f" at {arguments['coordinator_address']}"
+    return (
+        f"{who} waited {timeout} s{where} for the others. Each process that arrived says so: start those that do not, "
+        "check that they reach that address and port, or raise --join_timeout"
+    )
 
 
 def _arguments(coordinator: str | None, num_processes: int | None, process_id: int | None) -> dict[str, Any] | None:
@@ -91,15 +137,6 @@ def _is_cluster() -> bool:
     launched = any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return launched or (len(workers) > 1 and importlib.util.find_spec("libtpu") is not None)
-
-
-def _explain(error: Exception, arguments: dict[str, Any] | None, timeout: int) -> str:
-    reason = " ".join(str(error).split())
-    where = f" at {arguments['coordinator_address']}" if arguments else ""
-    return (
-        f"the processes of the run did not come together{where} within {timeout} s ({reason:.400}); start all of them, "
-        "check that each reaches the coordinator's address and port, or raise --join_timeout"
-    )
 
 
 def gather(value: Any) -> list[Any]:
