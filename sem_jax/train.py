@@ -11,6 +11,7 @@ from sem_jax.config.describe import help_text
 from sem_jax.report import write_report
 from sem_jax.training.host import keep_freed_memory
 from sem_jax.training.loop import train
+from sem_jax.training.plan import describe, make_plan
 from sem_jax.training.processes import all_or_none, is_first, joined
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,6 +31,9 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
 _JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only print parameters, memory, arithmetic and tokens of a step; train nothing, write nothing."
+)
 
 
 @reporting_errors
@@ -40,6 +44,10 @@ def main(argv: list[str]) -> None:
     with joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _JOIN_TIMEOUT.value):
         with all_or_none():
             config = build(_CONFIG.value)
+        if _DRY_RUN.value:
+            if is_first():
+                print(describe(make_plan(config)))
+            return
         result = train(config, _WORKDIR.value)
     if not is_first():
         return
