@@ -89,8 +89,10 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1 or issubclass(kind, SemJaxError):
+            self.close()
+        # Else a process may be lost, for whose part of the last save `close` would wait.
 
     def save(self, step: int, state: PyTree) -> None:
         """Copies the state to the host and writes it in the background.
