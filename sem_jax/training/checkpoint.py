@@ -248,7 +248,10 @@ class Checkpointer:
 
     def _read_arrays(self, step: int, record: Record, targets: dict[str, Any] | None = None) -> dict[str, Any]:
         """The leaves, of which those that `targets` puts on devices lie there already; the others are numpy arrays."""
-        shardings = {name: _sharding_of(target) for name, target in (targets or {}).items()}
+        # What version 0.1 recorded can be verified of whole leaves only.
+        shardings = {
+            name: _sharding_of(target) for name, target in (targets or {}).items() if "crc32" not in record[name]
+        }
         arguments = {name: _restore_arguments(shardings.get(name)) for name, e in record.items() if 0 not in e["shape"]}
         with _reading("its data"):
             state = ocp.args.PyTreeRestore(restore_args=arguments)
@@ -313,7 +316,6 @@ def _changed(record: Record, arrays: dict[str, Any]) -> list[str]:
     return [
         name
         for name, entry in record.items()
-        # Version 0.1 recorded a CRC of the whole leaf.
         if (entry["crc32"] != _crc(arrays[name]) if "crc32" in entry else entry["sum"] != sums[name])
     ]
 
@@ -400,10 +402,11 @@ def _restore_arguments(sharding: jax.sharding.Sharding | None) -> ocp.RestoreArg
 
 
 def _place(array: Any, target: Any) -> jax.Array | np.ndarray:
-    """An array that was read, where the target wants it: most are there already, all but those on the host or empty."""
+    """An array that was read, where the target wants it; most are there already."""
     if isinstance(array, jax.Array) or not isinstance(target, jax.Array | jax.ShapeDtypeStruct):
         return array
-    if target.sharding is not None and array.size == 0:
-        return jax.make_array_from_callback(array.shape, target.sharding, lambda index: array[index])
+    sharding = _sharding_of(target)
+    if sharding is not None:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
     placed = jnp.asarray(array)
     return placed if placed.dtype == array.dtype else array
