@@ -56,22 +56,9 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     Raises:
       ProcessError: the arguments are incomplete or wrong.
     """
-    arguments = _arguments(coordinator, num_processes, process_id)
-    if arguments is None and not _is_cluster():
+    if not _join(_arguments(coordinator, num_processes, process_id), timeout):
         yield
         return
-    # JAX would abort with a dump of the process; this comes before it.
-    too_late = threading.Timer(timeout, _leave, [_too_late(arguments, timeout)])
-    too_late.daemon = True
-    too_late.start()
-    try:
-        jax.distributed.initialize(
-            **(arguments or {}), initialization_timeout=timeout + 60, shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT
-        )
-    except (TypeError, ValueError) as error:
-        raise ProcessError(f"the processes of the run cannot be joined: {error}") from error
-    finally:
-        too_late.cancel()
     try:
         yield
     except SemJaxError:
@@ -86,6 +73,29 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
             "start all processes again, and the run goes on from its newest checkpoint"
         )
     jax.distributed.shutdown()
+
+
+def _join(arguments: dict[str, Any] | None, timeout: int) -> bool:
+    """Joins the other processes; False where there is no sign of any."""
+    launched = any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    perhaps_a_pod = importlib.util.find_spec("libtpu") is not None
+    if arguments is None and not launched and not perhaps_a_pod:
+        return False
+    # JAX would abort with a dump of the process; this comes before it.
+    too_late = threading.Timer(timeout, _leave, [_too_late(arguments, timeout)])
+    too_late.daemon = True
+    too_late.start()
+    try:
+        jax.distributed.initialize(
+            **(arguments or {}), initialization_timeout=timeout + 60, shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        if arguments is None and not launched:
+            return False  # the library is there, but no TPU that knows of others
+        raise ProcessError(f"the processes of the run cannot be joined: {error}") from error
+    finally:
+        too_late.cancel()
+    return True
 
 
 def _leave(message: str) -> None:
@@ -130,13 +140,6 @@ def _number(variable: str, given: int | None) -> int | None:
     if not text.isdecimal():
         raise ProcessError(f"{variable} = {text!r} must be a whole number")
     return int(text)
-
-
-def _is_cluster() -> bool:
-    """Whether JAX can find out itself who takes part."""
-    launched = any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return launched or (len(workers) > 1 and importlib.util.find_spec("libtpu") is not None)
 
 
 def gather(value: Any) -> list[Any]:
