@@ -248,6 +248,7 @@ def losses(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_two_processes_lose_one_start_again_stop_together_and_end_like_one(two_processes, tmp_path):
     workdir = tmp_path / "run"
     with two_processes(workdir) as processes:
