@@ -56,21 +56,26 @@ def train(
       ProcessError: another process of the run failed, or is not started alike.
       TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
     """
-    with contextlib.ExitStack() as stack:
-        with all_or_none():
-            if is_first():
-                stack.enter_context(locked_workdir(workdir))
-        return _train(config, workdir, echo if is_first() else _say_nothing, make_step or make_train_step)
-
-
-def _train(
-    config: Config, workdir: str | Path, echo: Callable[[str], None], make_step: Callable[[Config], TrainStep]
-) -> TrainResult:
-    training = config.training
+    training, echo = config.training, echo if is_first() else _say_nothing
     with all_or_none():
         dataset = open_dataset(config.data, training.seed, training.global_batch)
         config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
     require_same(_common(config, dataset))
+    with contextlib.ExitStack() as stack:
+        with all_or_none():
+            if is_first():
+                stack.enter_context(locked_workdir(workdir))
+        return _train(config, dataset, workdir, echo, make_step or make_train_step)
+
+
+def _train(
+    config: Config,
+    dataset: Dataset,
+    workdir: str | Path,
+    echo: Callable[[str], None],
+    make_step: Callable[[Config], TrainStep],
+) -> TrainResult:
+    training = config.training
     layout = make_layout(config)
     state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
     with all_or_none():
@@ -132,9 +137,9 @@ def _save(
 ) -> None:
     """Saves a state that training can go on from: numbers may be finite and their forward pass not.
 
-    Within a streak of bad steps nothing has changed since the last save but the guard's memory.
+    Within a streak of bad steps nothing changes but the guard's memory.
     """
-    if int(state.opt_state.consecutive) and not last:
+    if int(state.opt_state.consecutive) > 1 and not last:
         return
     if evaluate.is_finite(state.model):
         checkpointer.save(step, state)
