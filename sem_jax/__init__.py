@@ -19,6 +19,7 @@ from sem_jax.interop import InteropError
 from sem_jax.training.checkpoint import CheckpointError
 from sem_jax.training.metrics import MetricsError
 from sem_jax.training.monitor import TrainingDiverged
+from sem_jax.training.processes import ProcessError
 
 __version__ = "0.2.0"  # setup.cfg reads it from here
 
@@ -30,6 +31,7 @@ __all__ = [
     "InteropError",
     "LanguageModel",
     "MetricsError",
+    "ProcessError",
     "SemJaxError",
     "TrainingDiverged",
     "__version__",

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from sem_jax.api import load
 from sem_jax.cli import one_line_errors, parse_flags, reporting_errors
-from sem_jax.config import Config, ConfigError, DataConfig, build, default, override
+from sem_jax.config import Config, ConfigError, DataConfig, MeshConfig, build, default, override
 from sem_jax.data import open_dataset
 from sem_jax.data.arrays import read_token_freqs, read_tokens, require_npz, write_arrays
 from sem_jax.inference.language_model import LanguageModel
@@ -58,7 +58,8 @@ def _evaluate_text(model: LanguageModel, config: Config) -> None:
     dataset = open_dataset(config.data, config.training.seed, config.training.global_batch)
     if data_fingerprint(_WORKDIR.value) not in (None, dataset.fingerprint):
         print("warning: these are not the data that the run was trained on: text or split differ", file=sys.stderr)
-    evaluation = Evaluator(config, dataset)(model.parts)
+    one_device = dataclasses.replace(config, mesh=MeshConfig(data=1))
+    evaluation = Evaluator(one_device, dataset)(model.parts)
     values = evaluation.values
     print(f"{model!r}")
     print(f"validation split of {config.data.source}, {dataset.validation_tokens:,} tokens")

@@ -13,6 +13,8 @@ from sem_jax.config.describe import help_text
 from sem_jax.report import write_report
 from sem_jax.training.host import keep_freed_memory
 from sem_jax.training.loop import train
+from sem_jax.training.plan import describe, make_plan
+from sem_jax.training.processes import all_or_none, is_first, joined
 
 _UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: `train && evaluate` must not go on with half a run
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,19 +25,39 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, where several processes train one model; TPU pods, Slurm and Open MPI "
+    "need none of these flags.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only print parameters, memory, arithmetic and tokens of a step; train nothing, write nothing."
+)
+
+
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
     keep_freed_memory()
-    config = build(_CONFIG.value)
-    with LastingOutput(sys.stdout) as output:
-        result = train(config, _WORKDIR.value)
-        if result.finished:
-            print(write_report(_WORKDIR.value))
-        else:
-            print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
-        output.flush()
+    with joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _JOIN_TIMEOUT.value):
+        with all_or_none():
+            config = build(_CONFIG.value)
+        if _DRY_RUN.value:
+            if is_first():
+                print(describe(make_plan(config)))
+            return
+        with LastingOutput(sys.stdout) as output:
+            result = train(config, _WORKDIR.value)
+            if is_first() and result.finished:
+                print(write_report(_WORKDIR.value))
+            elif is_first():
+                print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
+            output.flush()
     if output.lost is not None:
         raise output.lost
     if not result.finished:

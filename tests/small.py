@@ -59,6 +59,7 @@ _FIELDS: dict[str, Any] = {
         "checkpoint_every": 4,
     },
     "sampling": {"prompt": "the ", "max_tokens": 8},
+    "mesh": {},
 }
 
 
@@ -103,8 +104,7 @@ def shared_programs() -> Iterator[None]:
         fresh = functools.cache(state.init_state)
 
         def init_state(config: Config) -> state.TrainState:
-            # Placed like a restored state: a jitted function compiles again for arrays that are not bound to a device.
-            return jax.device_put(copied(fresh(config)), jax.devices()[0])
+            return copied(fresh(config))
 
         patch.setattr(loop, "init_state", init_state)
         patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))

@@ -14,7 +14,15 @@ from sem_jax.config import build
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ERRORS = ["CheckpointError", "ConfigError", "DataError", "InteropError", "MetricsError", "TrainingDiverged"]
+ERRORS = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "InteropError",
+    "MetricsError",
+    "ProcessError",
+    "TrainingDiverged",
+]
 
 
 @pytest.fixture(scope="module")

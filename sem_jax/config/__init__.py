@@ -13,6 +13,7 @@ from sem_jax.config.change import lookup, override, with_posterior_temperature, 
 from sem_jax.config.data import DataConfig
 from sem_jax.config.experiment import Config
 from sem_jax.config.fields import ConfigError
+from sem_jax.config.mesh import MeshConfig
 from sem_jax.config.model import (
     EncoderConfig,
     MixerConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "EncoderConfig",
+    "MeshConfig",
     "MixerConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sem_jax.config.data import DataConfig
 from sem_jax.config.fields import setting
+from sem_jax.config.mesh import MeshConfig
 from sem_jax.config.model import ModelConfig
 from sem_jax.config.optimizer import OptimizerConfig
 from sem_jax.config.sampling import SamplingConfig
@@ -22,3 +23,4 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from sem_jax.core.complex_ops import HIGHEST
+from sem_jax.core.devices import from_chunks, in_chunks, num_devices
 
-# Entries of the logits that exist at a time: 16 MiB in float32, which a CPU's cache holds in part and which keeps an
-# accelerator busy.
+# Entries of the logits that a device holds at a time: 16 MiB in float32, which a CPU's cache holds in part and which
+# keeps an accelerator busy.
 CHUNK_ENTRIES = 2**22
 
 
@@ -65,10 +66,7 @@ def _logits(psi: Array, weight: Array, bias: Array) -> Array:
 
 def _in_chunks(x: Array, vocab_size: int) -> Array:
     """[T, ...] as [chunks, tokens, ...]; the last chunk is filled up with zeros."""
-    size = max(min(CHUNK_ENTRIES // vocab_size, len(x)), 1)
-    padding = -len(x) % size
-    x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) if padding else x
-    return x.reshape(-1, size, *x.shape[1:])
+    return in_chunks(x, max(min(CHUNK_ENTRIES // vocab_size, len(x) // num_devices()), 1))
 
 
 @jax.custom_vjp
@@ -82,7 +80,7 @@ def _target_and_log_z(psi: Array, weight: Array, bias: Array, targets: Array) ->
 
     chunks = _in_chunks(psi, len(bias)), _in_chunks(targets, len(bias))
     target, log_z = jax.lax.map(of_chunk, chunks)
-    return target.reshape(-1)[: len(psi)], log_z.reshape(-1)[: len(psi)]
+    return from_chunks(target, len(psi)), from_chunks(log_z, len(psi))
 
 
 def _forward(psi: Array, weight: Array, bias: Array, targets: Array):
@@ -106,7 +104,7 @@ def _backward(residuals, cotangents):
     chunks = tuple(_in_chunks(x, vocab_size) for x in (psi, targets, log_z, *cotangents))
     zero = jnp.zeros_like(weight), jnp.zeros_like(bias)
     (weight_bar, bias_bar), psi_bar = jax.lax.scan(of_chunk, zero, chunks)
-    return psi_bar.reshape(-1, psi.shape[-1])[: len(psi)], weight_bar, bias_bar, None
+    return from_chunks(psi_bar, len(psi)), weight_bar, bias_bar, None
 
 
 _target_and_log_z.defvjp(_forward, _backward)

@@ -32,8 +32,13 @@ class Batch(NamedTuple):
 class TrainingBatches(Protocol):
     """A split to train on."""
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step, counted from 0; equal arguments give equal bits."""
+    def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+        """The training batch of a step, counted from 0; equal arguments give equal bits.
+
+        Args:
+          step: of the run.
+          rows: which sequences of it to make, ascending numbers below `global_batch`; None: all.
+        """
 
 
 class EvaluationBatches(Protocol):
@@ -92,9 +97,10 @@ class Chunks:
         """Batches that cover all chunks once, the last perhaps in part."""
         return -(-self._num_chunks // self._global_batch)
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step, counted from 0."""
-        epochs, places = np.divmod(step * self._global_batch + np.arange(self._global_batch), self._num_chunks)
+    def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+        """The training batch of a step, counted from 0, or some rows of it."""
+        rows = np.arange(self._global_batch) if rows is None else rows
+        epochs, places = np.divmod(step * self._global_batch + rows, self._num_chunks)
         chunks = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
@@ -133,17 +139,18 @@ class Windows:
         """Batches with as many targets as the stream has tokens."""
         return -(-len(self._sequences) // (self._sequences.seq_length * self._global_batch))
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step, counted from 0."""
-        return self._draw((self._seed, step))
+    def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+        """The training batch of a step, counted from 0, or some rows of it."""
+        return self._draw((self._seed, step), rows)
 
     def evaluation_batches(self, count: int) -> Iterator[Batch]:
         """`count` batches of windows that depend on nothing but the split and the sizes."""
         return (self._draw((_EVALUATION_SEED, step)) for step in range(count))
 
-    def _draw(self, seed: tuple[int, int]) -> Batch:
+    def _draw(self, seed: tuple[int, int], rows: np.ndarray | None = None) -> Batch:
         # The raw bits are the same in every version of numpy; Generator.integers promises less. The remainder is not
         # exactly uniform, by less than one part in 2^24 for any stream that fits on a disk.
         bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(self._global_batch)
         num_starts = len(self._sequences) - self._sequences.seq_length
-        return self._sequences.cut((bits % np.uint64(num_starts)).astype(np.int64))
+        starts = (bits % np.uint64(num_starts)).astype(np.int64)
+        return self._sequences.cut(starts if rows is None else starts[rows])

@@ -57,14 +57,14 @@ class StreamedChunks:
         self._total: int | None = None  # chunks of an epoch
         self._ender = weakref.finalize(self, producer.close)
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step, counted from 0; waits while its shards are not there.
+    def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+        """The training batch of a step, counted from 0, or some rows of it; waits while its shards are not there.
 
         Raises:
           DataError: they cannot be made, or are damaged.
         """
-        rows = step * self._global_batch + np.arange(self._global_batch)
-        epochs, places = divmod(rows, self._chunks_in_epoch(int(rows[-1])))
+        wanted = step * self._global_batch + (np.arange(self._global_batch) if rows is None else rows)
+        epochs, places = divmod(wanted, self._chunks_in_epoch(int(wanted[-1])))
         shards, chunks = divmod(places, self._chunks_per_shard)
         parts = []
         for epoch, shard in np.unique(np.stack([epochs, shards]), axis=1).T.tolist():

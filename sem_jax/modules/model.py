@@ -17,6 +17,7 @@ from jax import Array
 
 from sem_jax.config import ModelConfig, Remat
 from sem_jax.core.complex_ops import rms_norm
+from sem_jax.core.devices import gathered
 from sem_jax.modules.block import Block, Context
 from sem_jax.modules.blocks import block_kinds
 from sem_jax.modules.cost import Cost
@@ -69,7 +70,7 @@ def scan_layers(
 
     def body(carry: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
         layer_variables, layer_inputs = layer
-        blocks = {kind: nnx.merge(graphdefs[kind], layer_variables[kind]) for kind in graphdefs}
+        blocks = {kind: nnx.merge(graphdefs[kind], gathered(layer_variables[kind])) for kind in graphdefs}
         return apply(blocks, carry, layer_inputs)
 
     if remat != "none":

@@ -6,7 +6,14 @@ it casts to whatever it is asked for, so a complex leaf restored into a real one
 Each checkpoint therefore carries a record of its leaves:
 
     <directory>/<step>/state    the arrays, each under the name of its leaf, such as "params/mixer/kernel"
-    <directory>/<step>/record   the dtype, the shape and the CRC-32 of the bytes of each leaf
+    <directory>/<step>/record   the dtype, the shape and the checksum of each leaf
+
+Each process writes and reads the parts of the arrays that its own devices hold. So the checksum of a leaf is a sum over
+parts, the same however the leaf is cut: with w_k the k-th word of at most 32 bits of the whole array,
+
+    Σ_k (2k + 1)·w_k  mod 2^64.
+
+As the weights are odd, a flipped bit changes it, whichever it is; as they differ, so do two words that change places.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +34,10 @@ import orbax.checkpoint as ocp
 
 from sem_jax.errors import SemJaxError
 from sem_jax.optim import is_sound
+from sem_jax.training.processes import gather, is_first
 
 PyTree = Any
-Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "crc32": 2774}
+Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "sum": 2774}
 Record = dict[str, Entry]
 
 _MAX_LISTED = 10
@@ -46,22 +54,28 @@ class _Damaged(Exception):
 class Checkpointer:
     """The checkpoints of one run; a context manager, which waits for the last save when it is left.
 
-    Only `save` changes the directory, so a run may be evaluated while another process trains it. Arrays that are
-    spread over several processes are not supported.
+    Only `save` changes the directory, so a run may be evaluated while another process trains it. Where a run has
+    several processes, each of them calls every method, in the same order.
+
+    Attributes:
+      saved_on: the mesh that wrote the checkpoint last restored, in words; "" where it is not known.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int):
+    def __init__(self, directory: str | os.PathLike[str], keep: int, mesh: str = ""):
         """Opens the directory; the first `save` creates it and clears what a killed save has left.
 
         Args:
           directory: holds one folder a step.
           keep: number of checkpoints that stay, the newest ones; at least 1.
+          mesh: on which this run computes, in words; for the record.
 
         Raises:
           CheckpointError: `keep` is below 1, or `directory` is a file.
         """
         self._directory = Path(directory).absolute()
         self._keep = keep
+        self._mesh = mesh
+        self.saved_on = ""
         if keep < 1:
             raise CheckpointError(f"keep = {keep} would delete every checkpoint; keep at least 1")
         if self._directory.is_file():
@@ -75,8 +89,10 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1 or issubclass(kind, SemJaxError):
+            self.close()
+        # Else a process may be lost, for whose part of the last save `close` would wait.
 
     def save(self, step: int, state: PyTree) -> None:
         """Copies the state to the host and writes it in the background.
@@ -91,9 +107,9 @@ class Checkpointer:
           CheckpointError: this save or the one before it failed, a leaf is no such array, or a newer step exists.
         """
         newest = self.latest_step()
-        # Views where the device is the host; orbax copies them before its own save returns.
-        arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(_named_leaves(state)).items()}
-        record = {name: _entry(array) for name, array in arrays.items()}
+        arrays = _named_leaves(state)
+        sums = _checksums(arrays)
+        record = {name: _form(array) | {"sum": sums[name]} for name, array in arrays.items()}
         if step == newest and (step, record) == self._current:
             return
         if newest is not None and step < newest:
@@ -139,7 +155,7 @@ class Checkpointer:
 
     def _is_finite(self, step: int) -> bool:
         try:
-            arrays = self._read_arrays(step, self._read_record(step)).values()
+            arrays = self._read_arrays(step, self._read_record(step)).values()  # whole, on every process alike
         except _Damaged:
             return False
         return all(is_sound(array).all() for array in arrays)
@@ -171,7 +187,7 @@ class Checkpointer:
         try:
             record = self._read_record(step)
             _require_same_forms(record, targets, self.path(step))
-            arrays = self._read_arrays(step, record)
+            arrays = self._read_arrays(step, record, targets)
         except _Damaged as damage:
             raise CheckpointError(self._cure(step, damage)) from damage
         self._current = (step, record)
@@ -194,16 +210,16 @@ class Checkpointer:
     def _steps(self) -> list[int]:
         self.wait()
         self._reader.reload()
-        return sorted(self._reader.all_steps())
+        return gather(sorted(self._reader.all_steps()))[0]  # one answer, whoever sees a new folder first
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], record: Record, *, replace: bool) -> None:
+    def _write(self, step: int, arrays: dict[str, Any], record: Record, *, replace: bool) -> None:
         self._writer = self._writer or self._open(writing=True)
         self._writer.reload()
         if replace:
             self._writer.delete(step)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
-            record=ocp.args.JsonSave({"leaves": record, "crc32": _record_crc(record)}),
+            record=ocp.args.JsonSave({"leaves": record, "mesh": self._mesh, "crc32": _record_crc(record)}),
         )
         self._writer.save(step, args=items, force=True)
 
@@ -225,18 +241,26 @@ class Checkpointer:
     def _read_record(self, step: int) -> Record:
         with _reading("its record"):
             content = self._reader.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
-            record, crc = content["leaves"], content["crc32"]
+            record, crc, self.saved_on = content["leaves"], content["crc32"], content.get("mesh", "")
         if _record_crc(record) != crc:
             raise _Damaged("its record does not match the checksum")
         return record
 
-    def _read_arrays(self, step: int, record: Record) -> dict[str, np.ndarray]:
+    def _read_arrays(self, step: int, record: Record, targets: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The leaves, of which those that `targets` puts on devices lie there already; the others are numpy arrays."""
+        # What version 0.1 recorded can be verified of whole leaves only.
+        shardings = {
+            name: _sharding_of(target) for name, target in (targets or {}).items() if "crc32" not in record[name]
+        }
+        arguments = {name: _restore_arguments(shardings.get(name)) for name, e in record.items() if 0 not in e["shape"]}
         with _reading("its data"):
-            stored = self._reader.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore())).state
+            state = ocp.args.PyTreeRestore(restore_args=arguments)
+            stored = self._reader.restore(step, args=ocp.args.Composite(state=state)).state
             # Orbax does not store arrays without elements.
             empty = {name: np.zeros(e["shape"], e["dtype"]) for name, e in record.items() if 0 in e["shape"]}
-            arrays = stored | empty
-            broken = [name for name, entry in record.items() if _entry(arrays[name]) != entry]
+            arrays = {name: (stored | empty)[name] for name in record}
+            broken = [name for name, entry in record.items() if not _form(arrays[name]).items() <= entry.items()]
+            broken += _changed(record, arrays)
         if broken:
             raise _Damaged(f"the bytes of leaf {broken[0]} do not match their checksum")
         return arrays
@@ -286,8 +310,60 @@ def _form(leaf: Any) -> Entry:
     return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
 
 
-def _entry(array: np.ndarray) -> Entry:
-    return _form(array) | {"crc32": zlib.crc32(array.reshape(-1).view(np.uint8).data)}
+def _changed(record: Record, arrays: dict[str, Any]) -> list[str]:
+    """Names of the leaves that are not what was saved."""
+    sums = _checksums(arrays)
+    return [
+        name
+        for name, entry in record.items()
+        if (entry["crc32"] != _crc(arrays[name]) if "crc32" in entry else entry["sum"] != sums[name])
+    ]
+
+
+def _crc(array: Any) -> int:
+    return zlib.crc32(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+
+
+def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
+    """The checksum of each leaf, from the parts that all processes hold."""
+    parts = gather({name: sum(_own_parts(array)) % 2**64 for name, array in arrays.items()})
+    return {name: sum(part[name] for part in parts) % 2**64 for name in arrays}
+
+
+def _own_parts(array: Any) -> Iterator[int]:
+    """The checksum's terms from this process; of what several devices or processes hold, one of them sums it."""
+    if isinstance(array, jax.Array):
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                starts = [index.start or 0 for index in shard.index]
+                yield weighted_sum(np.asarray(shard.data), starts, array.shape)
+    elif is_first():
+        yield weighted_sum(np.asarray(array), [0] * array.ndim, array.shape)
+
+
+def weighted_sum(block: np.ndarray, starts: Sequence[int], shape: tuple[int, ...]) -> int:
+    """Σ_k (2k + 1)·w_k mod 2^64 over the words of a block of an array.
+
+    The index k is linear in the coordinates, so that the sum splits into one along each axis, of words summed over the
+    other axes.
+
+    Args:
+      block: part of the array.
+      starts: coordinates of its first entry.
+      shape: of the whole array.
+    """
+    width = min(block.itemsize, 4)
+    words = np.asarray(block, order="C").reshape(*block.shape, 1).view(f"u{width}")
+    whole, starts = (*shape, block.itemsize // width), (*starts, 0)
+    if words.shape == whole:
+        words, whole, starts = words.reshape(-1), (words.size,), (0,)
+    total, stride = int(np.sum(words, dtype=np.uint64)), 1
+    for axis in reversed(range(words.ndim)):
+        others = tuple(other for other in range(words.ndim) if other != axis)
+        places = np.arange(starts[axis], starts[axis] + words.shape[axis], dtype=np.uint64)
+        total += 2 * stride * int(np.dot(np.sum(words, axis=others, dtype=np.uint64), places))
+        stride *= whole[axis]
+    return total % 2**64
 
 
 def _record_crc(record: Record) -> int:
@@ -309,8 +385,28 @@ def _require_same_forms(record: Record, targets: dict[str, Any], path: Path) -> 
         raise CheckpointError("\n".join([f"{path} holds the state of another configuration:", *lines, cure]))
 
 
-def _place(array: np.ndarray, target: Any) -> jax.Array | np.ndarray:
-    if not isinstance(target, jax.Array | jax.ShapeDtypeStruct):
+def _sharding_of(target: Any) -> jax.sharding.Sharding | None:
+    """Where a leaf is read to; None for the host, from which 64-bit numbers go nowhere if this JAX would cut them."""
+    if (
+        not isinstance(target, jax.Array | jax.ShapeDtypeStruct)
+        or jax.dtypes.canonicalize_dtype(target.dtype) != target.dtype
+    ):
+        return None
+    return target.sharding
+
+
+def _restore_arguments(sharding: jax.sharding.Sharding | None) -> ocp.RestoreArgs:
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding)
+
+
+def _place(array: Any, target: Any) -> jax.Array | np.ndarray:
+    """An array that was read, where the target wants it; most are there already."""
+    if isinstance(array, jax.Array) or not isinstance(target, jax.Array | jax.ShapeDtypeStruct):
         return array
-    placed = jax.device_put(array, target.sharding)
+    sharding = _sharding_of(target)
+    if sharding is not None:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    placed = jnp.asarray(array)
     return placed if placed.dtype == array.dtype else array

@@ -11,6 +11,7 @@ from sem_jax.config import Config
 from sem_jax.data import Batch, Dataset
 from sem_jax.modules.model import ModelParts
 from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.training.mesh import make_layout
 from sem_jax.training.metrics import bits_per_byte
 from sem_jax.training.step import make_eval_step
 
@@ -23,7 +24,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates on the validation split: the same batches every time, compiled once.
+    """Evaluates on the validation split, on `config.mesh`: the same batches every time, compiled once.
 
     Args:
       config: of the model; `training.eval_batches` batches are used, or fewer if the split holds fewer.
@@ -32,12 +33,16 @@ class Evaluator:
 
     def __init__(self, config: Config, dataset: Dataset):
         self._step = make_eval_step(config)
-        self._batches: list[Batch] = list(dataset.validation.evaluation_batches(config.training.eval_batches))
+        self._layout, self._global_batch = make_layout(config), config.training.global_batch
+        rows = self._layout.own_rows(self._global_batch)
+        batches = dataset.validation.evaluation_batches(config.training.eval_batches)
+        self._batches = [Batch(*(each[rows] for each in batch)) for batch in batches]
         self._bytes_per_token = dataset.bytes_per_token
 
     def __call__(self, parts: ModelParts) -> Evaluation:
         """Means over all target tokens: nats a token and bits a byte are those of the normalised distribution."""
-        metrics = jax.device_get([self._step(parts, batch) for batch in self._batches])
+        placed = (self._layout.place_batch(batch, self._global_batch) for batch in self._batches)
+        metrics = jax.device_get([self._step(parts, batch) for batch in placed])
         sums = [np.array([m.sums.loss, m.sums.nll, m.sums.weight], np.float64) for m in metrics]
         loss, nll, weight = np.sum(sums, axis=0)
         worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])
@@ -50,3 +55,8 @@ class Evaluator:
             "norm_drift": float(np.max(worst.norm_drift, initial=0)),
         }
         return Evaluation(values, worst)
+
+    def is_finite(self, parts: ModelParts) -> bool:
+        """Whether the loss of the first batch is a finite number."""
+        metrics = self._step(parts, self._layout.place_batch(self._batches[0], self._global_batch))
+        return bool(np.isfinite(jax.device_get(metrics.sums.loss)))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sem_jax.config import Config, with_posterior_temperature, with_vocabulary
+import jax
+
+from sem_jax.config import Config, lookup, with_posterior_temperature, with_vocabulary
+from sem_jax.config.fields import walk
 from sem_jax.data import Dataset, Prefetch, open_dataset
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
+from sem_jax.training.mesh import make_layout
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.state import batch_number, init_state
+from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
+from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.step import TrainStep, make_train_step
-from sem_jax.training.workdir import checkpoint_folder, prepare_workdir
+from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
 
 
 class TrainResult(NamedTuple):
@@ -37,6 +41,9 @@ def train(
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
+    On several processes each calls it alike. All need to see the workdir; of a checkpoint each writes what its devices
+    hold, anything else process 0 writes and says.
+
     Args:
       config: the experiment.
       workdir: where metrics, checkpoints and the resolved configuration go.
@@ -45,50 +52,99 @@ def train(
         `sem_jax.testing.planting`.
 
     Raises:
-      ConfigError, DataError, CheckpointError: the input or the workdir cannot be used.
+      ConfigError, DataError, CheckpointError: the input, the devices or the workdir cannot be used.
+      ProcessError: another process of the run failed, or is not started alike.
       TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
     """
-    training = config.training
-    dataset = open_dataset(config.data, training.seed, training.global_batch)
-    config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
-    state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
-    for change in prepare_workdir(workdir, config, dataset):
-        echo(f"changed since the last start: {change}")
+    training, echo = config.training, echo if is_first() else _say_nothing
+    with all_or_none():
+        dataset = open_dataset(config.data, training.seed, training.global_batch)
+        config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
+    require_same(_common(config, dataset))
+    with contextlib.ExitStack() as stack:
+        with all_or_none():
+            if is_first():
+                stack.enter_context(locked_workdir(workdir))
+        return _train(config, dataset, workdir, echo, make_step or make_train_step)
 
-    train_step = (make_step or make_train_step)(config)
+
+def _train(
+    config: Config,
+    dataset: Dataset,
+    workdir: str | Path,
+    echo: Callable[[str], None],
+    make_step: Callable[[Config], TrainStep],
+) -> TrainResult:
+    training = config.training
+    layout = make_layout(config)
+    state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
+    with all_or_none():
+        for change in prepare_workdir(workdir, config, dataset) if is_first() else []:
+            echo(f"changed since the last start: {change}")
+
+    train_step = make_step(config)
     evaluate = Evaluator(config, dataset)
     sampler = LanguageModel(config, dataset.tokenizer, state.model)
     sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first evaluation
+    own_rows = layout.own_rows(training.global_batch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(single_threaded_lapack())
-        checkpointer = stack.enter_context(Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints))
+        checkpointer = stack.enter_context(
+            Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints, str(layout))
+        )
         start = 0
         if checkpointer.latest_step() is not None:
-            start, state = checkpointer.restore(state)
+            start, state = checkpointer.restore(layout.abstract(state))
             echo(f"resuming from step {start}")
+            if checkpointer.saved_on != str(layout):
+                echo(f"saved on {checkpointer.saved_on}, goes on on {layout}: sums are rounded in another order now")
         echo(_describe(config, dataset, count_parameters(state.params)))
-        interrupted = stack.enter_context(_interruptible(echo))
+        if jax.device_count() > 1:
+            echo(f"{layout.mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes, {layout}")
+        interrupted = stack.enter_context(interruptible(echo))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
-        batches = stack.enter_context(Prefetch(dataset.train.batch, numbers))
+        batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))
         stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
         step = start
         for step, batch in enumerate(batches, start=start + 1):
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
             report.step(step, metrics)
-            last = step == training.max_steps or interrupted()
+            last = interrupted(step) or step == training.max_steps
+            # Saved first: what follows may fail, and a stop may leave little time.
+            if step % training.checkpoint_every == 0 or last:
+                with report.paused():
+                    _save(checkpointer, evaluate, step, state, last, echo)
             if step % training.eval_every == 0 or last:
                 with report.paused():
                     report.evaluation(step, evaluate(state.evaluated))
-                    sampler.parts = state.evaluated
-                    report.sample(sampler.generate(config.sampling.prompt))
-            if step % training.checkpoint_every == 0 or last:
-                with report.paused():
-                    checkpointer.save(step, state)
+                    sampler.parts = layout.here(state.evaluated)
+                    if is_first():
+                        report.sample(sampler.generate(config.sampling.prompt))
             if last:
                 break
     return TrainResult(step, step >= training.max_steps, report.validation)
+
+
+def _save(
+    checkpointer: Checkpointer,
+    evaluate: Evaluator,
+    step: int,
+    state: TrainState,
+    last: bool,
+    echo: Callable[[str], None],
+) -> None:
+    """Saves a state that training can go on from: numbers may be finite and their forward pass not.
+
+    Within a streak of bad steps nothing changes but the guard's memory.
+    """
+    if int(state.opt_state.consecutive) > 1 and not last:
+        return
+    if evaluate.is_finite(state.model):
+        checkpointer.save(step, state)
+    else:
+        echo(f"step {step}: not saved, for the loss of this state is not finite; the checkpoint before it is kept")
 
 
 def _describe(config: Config, dataset: Dataset, num_parameters: int) -> str:
@@ -100,24 +156,12 @@ def _describe(config: Config, dataset: Dataset, num_parameters: int) -> str:
     )
 
 
-@contextlib.contextmanager
-def _interruptible(echo: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the step; the second acts at once."""
-    asked = False
+def _common(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What all processes must agree on, by name; where its data lie is each one's own."""
+    fields = [f"{path}{each.name}" for path, _, settings in walk(Config) for each in settings]
+    values = {f"config.{field}": lookup(config, field) for field in fields if field not in FREE_FIELDS}
+    return values | {"the data": dataset.fingerprint}
 
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        echo("\nstopping after this step; once more to stop at once")
 
-    try:
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where signals do not arrive anyway
-        previous = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _say_nothing(_: str) -> None:
+    pass

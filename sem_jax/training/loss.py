@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sem_jax.core.devices import from_chunks, in_chunks, num_devices
 from sem_jax.modules.model import SEM, ForwardStats, ModelState
 
 # The divergence visits the vocabulary in chunks of positions; an array of one chunk has at most so many entries
-# (64 MiB in float32): enough to keep an accelerator busy, and small beside the rest of a step.
+# on a device (64 MiB in float32): enough to keep an accelerator busy, and small beside the rest of a step.
 CHUNK_ENTRIES = 2**24
 
 
@@ -79,7 +80,8 @@ def softened_divergence(
       teacher: gets no gradient.
       teacher_psi: [B, S, D] complex, its wave function.
       temperature: T, positive.
-      chunk: positions that are looked at together; None: as many as `CHUNK_ENTRIES` allows, half of them at most.
+      chunk: positions of a device that are looked at together; None: as many as `CHUNK_ENTRIES` allows, half of them
+        at most.
 
     Returns:
       [B, S], not negative up to rounding.
@@ -92,17 +94,13 @@ def softened_divergence(
         target = jax.lax.stop_gradient(_softened_log_probs(teacher, pair[1], temperature))
         return temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
 
+    tokens = batch * length
     if chunk is None:
-        chunk = max(min(CHUNK_ENTRIES // model.config.vocab_size, -(-batch * length // 2)), 1)
+        chunk = max(min(CHUNK_ENTRIES // model.config.vocab_size, -(-tokens // (2 * num_devices()))), 1)
     # Whole chunks, the last filled up with its last position. Batched by `lax.map` itself, the gradient of the readout
     # would be formed for each position before it is summed.
-    missing = -batch * length % chunk
-
-    def in_chunks(waves: Array) -> Array:
-        return jnp.pad(waves.reshape(-1, dim), ((0, missing), (0, 0)), mode="edge").reshape(-1, chunk, dim)
-
-    found = jax.lax.map(divergence, (in_chunks(psi), in_chunks(teacher_psi)))
-    return found.reshape(-1)[: batch * length].reshape(batch, length)
+    waves = (in_chunks(wave.reshape(-1, dim), chunk, filling="edge") for wave in (psi, teacher_psi))
+    return from_chunks(jax.lax.map(divergence, tuple(waves)), tokens).reshape(batch, length)
 
 
 def _softened_log_probs(model: SEM, psi: Array, temperature: float) -> Array:

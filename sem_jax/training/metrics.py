@@ -21,6 +21,7 @@ from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
 PyTree = Any
+Split = Literal["train", "validation", "skip"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
@@ -62,7 +63,7 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, split: Literal["train", "validation", "skip"], step: int, **values: float | str) -> None:
+    def write(self, split: Split, step: int, **values: float | str) -> None:
         """Appends one line.
 
         Args:

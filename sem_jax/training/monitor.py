@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
-from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Throughput, bits_per_byte
+from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Split, Throughput, bits_per_byte
+from sem_jax.training.processes import is_first
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 
 
 class TrainingDiverged(SemJaxError, RuntimeError):
     """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint."""
+
+
+class _Nowhere(io.StringIO):
+    """What a process other than the first prints to."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Monitor:
@@ -37,7 +46,7 @@ class Monitor:
         state: TrainState,
         checkpoints: Checkpointer,
     ):
-        """Opens metrics.jsonl.
+        """Opens metrics.jsonl; processes other than the first neither write nor print.
 
         Args:
           config: the experiment.
@@ -51,8 +60,8 @@ class Monitor:
         self._bytes_per_token = dataset.bytes_per_token
         self._checkpoints = checkpoints
         self._leaf_names = leaf_names(state.params, state.opt_state.inner)
-        self._writer = MetricsWriter(workdir, start_step)
-        self._progress = Progress(config.training.max_steps, start_step)
+        self._writer = MetricsWriter(workdir, start_step) if is_first() else None
+        self._progress = Progress(config.training.max_steps, start_step, None if is_first() else _Nowhere())
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
@@ -68,7 +77,8 @@ class Monitor:
                 self._read(self._late.flush())
         finally:
             self._progress.close()
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""
@@ -97,7 +107,7 @@ class Monitor:
         reason, leaf = Reason(int(metrics.reason)), int(metrics.leaf)
         why = describe_skip(reason, leaf, self._leaf_names)
         where = {"leaf": self._leaf_names[leaf]} if leaf >= 0 else {}
-        self._writer.write(
+        self._write(
             "skip",
             step,
             reason=reason.name.lower(),
@@ -133,6 +143,10 @@ class Monitor:
             return f"The last good checkpoint is {path}: start the run again, which goes on from there"
         return f"The last good checkpoint is {path}: delete the newer ones and start the run again"
 
+    def _write(self, split: Split, step: int, **values: Any) -> None:
+        if self._writer is not None:
+            self._writer.write(split, step, **values)
+
     def _report_training(self, step: int, metrics: StepMetrics) -> None:
         names = ["loss", "nll"] if metrics.distill is None else ["loss", "nll", "distill"]
         # A skipped step has a line of its own, and its loss would hide that of all the others.
@@ -148,7 +162,7 @@ class Monitor:
         }
         bpb = bits_per_byte(means["nll"], self._bytes_per_token)
         stats = metrics.propagators
-        self._writer.write(
+        self._write(
             "train",
             step,
             **means,
@@ -162,7 +176,7 @@ class Monitor:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Reports an evaluation."""
         values = self.validation = evaluation.values
-        self._writer.write("validation", step, **values)
+        self._write("validation", step, **values)
         self._progress.note(
             f"step {step}: validation {values['nll']:.4f} nats/token, {values['bits_per_byte']:.4f} bits/byte, "
             f"residual {values['residual']:.1e}, norm drift {values['norm_drift']:.1e}"

@@ -13,6 +13,7 @@ from jax import Array
 from sem_jax.config import Config, TrainingConfig
 from sem_jax.modules.model import ModelParts, abstract_model, init_model
 from sem_jax.optim import make_optimizer
+from sem_jax.training.mesh import make_layout
 
 Params = dict[str, Any]
 
@@ -49,8 +50,18 @@ class TrainState:
 
 
 def init_state(config: Config) -> TrainState:
-    """The state before the first step of a fresh model."""
-    return start_state(config, init_model(config.model, config.training.seed))
+    """The state before the first step of a fresh model, laid out over `config.mesh`.
+
+    The parameters are drawn whole on one device, so that they are the same to the bit on every mesh; moments and
+    average, which are larger, never are whole.
+
+    Raises:
+      ConfigError: the mesh fits neither devices nor batches, or a path of the optimizer fits no parameter.
+    """
+    layout = make_layout(config)
+    shardings = layout.of_state(abstract_state(config))
+    parts = layout.place(init_model(config.model, config.training.seed))
+    return jax.jit(lambda parts: start_state(config, parts), out_shardings=shardings)(parts)
 
 
 def start_state(config: Config, parts: ModelParts) -> TrainState:

@@ -11,12 +11,15 @@ import optax
 from jax import Array
 
 from sem_jax.config import Config, TrainingConfig
+from sem_jax.core.devices import gathered, in_chunks, num_devices
 from sem_jax.data import Batch
-from sem_jax.modules.model import ForwardStats, ModelParts
+from sem_jax.modules.blocks import BLOCKS
+from sem_jax.modules.model import ForwardStats, ModelParts, abstract_model
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import global_norm, make_schedule
 from sem_jax.training.loss import LossSums, batch_loss, mean_divergence
-from sem_jax.training.state import Params, TrainState, optimizer_of
+from sem_jax.training.mesh import make_layout
+from sem_jax.training.state import Params, TrainState, abstract_state, optimizer_of
 
 
 class StepMetrics(NamedTuple):
@@ -48,16 +51,22 @@ def model_loss(
     """Sums of the loss over a batch, and what the forward pass reports."""
     tokens, resets, weights = map(jnp.asarray, batch)
     sums, stats, _ = batch_loss(
-        parts.merge(),
+        _whole_but_layers(parts).merge(),
         tokens[:, :-1],
         tokens[:, 1:],
         resets[:, :-1],
         weights,
         config.optimizer.unitary_lambda,
-        None if teacher is None else teacher.merge(),
+        None if teacher is None else _whole_but_layers(teacher).merge(),
         config.training.distill_temperature,
     )
     return sums, stats
+
+
+def _whole_but_layers(parts: ModelParts) -> ModelParts:
+    """The model with all weights gathered that no layer owns; the pass gathers those one layer at a time."""
+    params = {name: group if name in BLOCKS else gathered(group) for name, group in parts.params.items()}
+    return parts.replace(params=params)
 
 
 def _objective(config: Config, sums: LossSums, weight: Array) -> tuple[Array, Array | None]:
@@ -74,7 +83,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(config: Config, optimizer: optax.GradientTransformationExtraArgs | None = None) -> TrainStep:
-    """The compiled step (state, batch) -> (state, metrics); the state's buffers are donated.
+    """The compiled step (state, batch) -> (state, metrics) on `config.mesh`; the state's buffers are donated.
 
     A batch of [global_batch, ...] is worked through in micro-batches; their gradients add up to that of the whole.
     Where `training.distill_weight` is not 0, the parameters' average before the step is the teacher of the step.
@@ -82,11 +91,16 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformationExtra
     Args:
       config: the experiment.
       optimizer: with state and arguments of the one that `optimizer_of` returns, which is the default.
+
+    Raises:
+      ConfigError: the mesh fits neither devices nor batches.
     """
+    layout = make_layout(config)
     schedule = make_schedule(config.optimizer, config.training.max_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        grads, sums, propagators = _accumulate(config, state, batch)
+        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+            grads, sums, propagators = _accumulate(config, state, batch)
         loss, distill = _objective(config, sums, sums.weight)
         guard = state.opt_state
         transform = optimizer or optimizer_of(config, state.model)
@@ -113,7 +127,8 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformationExtra
         )
         return new_state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    state = layout.of_state(abstract_state(config))
+    return jax.jit(step, in_shardings=(state, layout.rows), out_shardings=(state, layout.replicated), donate_argnums=0)
 
 
 def _accumulate(config: Config, state: TrainState, batch: Batch) -> tuple[Params, LossSums, PropagatorStats]:
@@ -135,7 +150,8 @@ def _accumulate(config: Config, state: TrainState, batch: Batch) -> tuple[Params
         grads, (sums, stats) = gradient(state.params, micro)
         return jax.tree.map(jnp.add, carry, (grads, sums)), stats
 
-    micro_batches = jax.tree.map(lambda x: x.reshape(num_micro, -1, *x.shape[1:]), batch)
+    own_rows = config.training.micro_batch // num_devices()
+    micro_batches = jax.tree.map(lambda x: in_chunks(x, own_rows), batch)
     zero = jnp.zeros(())
     start = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero, None if teacher is None else zero))
     (grads, sums), stats = jax.lax.scan(add, start, micro_batches)
@@ -174,10 +190,14 @@ def _update_ema(config: Config, state: TrainState, params: Params, good: Array) 
 
 
 def make_eval_step(config: Config) -> Callable[[ModelParts, Batch], EvalMetrics]:
-    """The compiled function (model, batch) -> metrics."""
+    """The compiled function (model, batch) -> metrics on `config.mesh`; raises as `make_train_step` does."""
+
+    layout = make_layout(config)
 
     def step(parts: ModelParts, batch: Batch) -> EvalMetrics:
-        sums, stats = model_loss(config, parts, batch)
+        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+            sums, stats = model_loss(config, parts, batch)
         return EvalMetrics(sums, propagator_stats(stats))
 
-    return jax.jit(step)
+    parts = layout.of_state(abstract_model(config.model))
+    return jax.jit(step, in_shardings=(parts, layout.rows), out_shardings=layout.replicated)

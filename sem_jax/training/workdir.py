@@ -25,7 +25,7 @@ _RECORDED = {"config", "data_fingerprint", "tokenizer"}
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
 _FIXED_FIELDS = ("training.seed", "training.global_batch")
-_FREE_FIELDS = ("data.cache_dir", "data.path", "data.tokenizer_path")  # the data's fingerprint guards the content
+FREE_FIELDS = ("data.cache_dir", "data.path", "data.tokenizer_path")  # the data's fingerprint guards the content
 _LARGEST_RECORD = 2**24  # bytes of config.json
 _NO_DATA = ""  # fingerprint in a workdir that has not been trained in
 
@@ -282,7 +282,7 @@ def _require_same_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
 def _is_fixed(field: str, started: bool) -> bool:
     if not started:
         return field.startswith("model.")
-    return field not in _FREE_FIELDS and (field.split(".")[0] in _FIXED_GROUPS or field in _FIXED_FIELDS)
+    return field not in FREE_FIELDS and (field.split(".")[0] in _FIXED_GROUPS or field in _FIXED_FIELDS)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

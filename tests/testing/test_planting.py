@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import copied, differing_leaves, example_in, shared_programs, text_config
@@ -19,6 +20,7 @@ from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.monitor import TrainingDiverged
 from sem_jax.training.state import abstract_state
+from sem_jax.training.step import make_train_step
 from sem_jax.training.workdir import checkpoint_folder, open_workdir
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guard.md"
@@ -96,6 +98,32 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_guards_memory(config, tmp_pa
     assert differing_leaves(state_at(whole, STEPS), state_at(parts, STEPS)) == []
     saved = state_at(whole, 4).opt_state
     assert (int(saved.skipped), int(saved.reason), int(saved.leaf)) == (1, Reason.LOSS, -1)
+
+
+def test_nothing_is_saved_within_a_streak_of_bad_steps(config, tmp_path):
+    assert run(config, tmp_path, *((Place.LOSS, step) for step in (7, 8))).finished
+    folder = checkpoint_folder(tmp_path)
+    assert sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) == [4, 12]
+
+
+def test_a_state_whose_loss_overflows_is_not_saved_though_its_numbers_are_finite(config, tmp_path):
+    said = []
+
+    def make_step(config):
+        step = make_train_step(config)
+
+        def ruined(state, batch):
+            state, metrics = step(state, batch)
+            ruin = jnp.where(state.step >= 8, jnp.float32(1e30), jnp.float32(1))
+            params = state.params | {"readout": jax.tree.map(lambda x: x * ruin, state.params["readout"])}
+            return state.replace(params=params), metrics
+
+        return ruined
+
+    with pytest.raises(TrainingDiverged, match=r"checkpoints/4"):
+        train(config, tmp_path, said.append, make_step)
+    assert any(line.startswith("step 8: not saved") for line in said)
+    assert sorted(path.name for path in checkpoint_folder(tmp_path).iterdir() if path.name.isdecimal()) == ["4"]
 
 
 def test_bad_steps_without_end_name_step_cause_leaf_and_checkpoint(config, tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints: exact to the bit, or an error that names the damage and the cure."""
 
+import json
 import logging
 import resource
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -355,6 +357,25 @@ def test_damaged_record_is_not_taken_for_another_configuration(tmp_path):
     path = tmp_path / "1" / "record" / "metadata"
     path.write_text(path.read_text().replace("complex64", "complex74"))
     with pytest.raises(CheckpointError, match="1 is damaged: its record does not match"):
+        restore(tmp_path)
+
+
+def test_record_of_version_0_1_is_verified_too(tmp_path):
+    saved(tmp_path, 1)
+    path = tmp_path / "1" / "record" / "metadata"
+    leaves = json.loads(path.read_text())["leaves"]
+    state = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): x
+        for p, x in jax.tree_util.tree_leaves_with_path(make_state(1))
+    }
+    for name, entry in leaves.items():
+        del entry["sum"]
+        entry["crc32"] = zlib.crc32(np.ascontiguousarray(state[name]).tobytes())
+    content = {"leaves": leaves, "crc32": zlib.crc32(json.dumps(leaves, sort_keys=True).encode())}
+    path.write_text(json.dumps(content))
+    assert_same_bits(restore(tmp_path)[1], make_state(1))
+    flip_bit(largest_file(tmp_path / "1"))
+    with pytest.raises(CheckpointError, match="leaf params/noise do not match their checksum"):
         restore(tmp_path)
 
 
