@@ -135,7 +135,7 @@ MAY_BE_ZERO = SIGNED | {
     "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "optimizer.spike_zscore",
     "data.max_documents", "data.tokenizer_sample", "training.seed", "training.distill_weight", "training.ema_decay",
     "training.ema_decay_start", "training.ema_decay_steps", "training.overfit_batches", "sampling.temperature",
-    "sampling.top_k", "sampling.context_length",
+    "sampling.top_k", "sampling.context_length", "mesh.data",
 }  # fmt: skip
 
 
