@@ -97,7 +97,7 @@ VARIANTS = {
     },
     "optimizer": {
         f"{matrices}, {rate:g}": _with(optimizer__matrices=matrices, optimizer__learning_rate=rate)
-        for rate in (6e-3, 9e-3, 12e-3, 18e-3)
+        for rate in (3e-3, 6e-3, 12e-3)
         for matrices in ("muon", "adam")
     },
     "encoder": {
@@ -134,7 +134,7 @@ def configure(variant: Variant, dim: int, steps: int, seed: int) -> Config:
     config.model.mixer.update(num_groups=8, num_heads=8, state_dim=16)
     config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
-    config.optimizer.update(learning_rate=12e-3, matrices="muon", b2=0.99, lr_min_ratio=0.03)
+    config.optimizer.update(learning_rate=6e-3, matrices="muon", b2=0.99, lr_min_ratio=0.03)
     config.optimizer.update(warmup_steps=steps // 10, decay_steps=steps * 3 // 4)
     config.training.update(seed=seed, max_steps=steps, global_batch=12, micro_batch=12, eval_batches=200)
     config.update_from_flattened_dict(dict(variant.fields))
