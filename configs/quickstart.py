@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.model.update(hidden_dim=128, num_layers=4, layout="interleaved")
     config.model.encoder.update(transport="none")
     config.data.update(tokenizer="bpe", bpe_vocab_size=2048, seq_length=64)
-    config.optimizer.update(matrices="muon", learning_rate=12e-3, b2=0.99)
+    config.optimizer.update(matrices="muon", learning_rate=5e-3, b2=0.99)
     config.optimizer.update(warmup_steps=100, decay_steps=750, lr_min_ratio=0.03)
     config.training.update(max_steps=1000, global_batch=16, micro_batch=16)
     config.training.update(log_every=20, eval_every=250, eval_batches=32, checkpoint_every=500)

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.update(hidden_dim=160, num_layers=4, layout="interleaved")
     config.model.encoder.update(transport="none")
     config.model.mixer.update(num_heads=8, state_dim=32)
-    config.optimizer.update(matrices="muon", learning_rate=12e-3, b2=0.99)
+    config.optimizer.update(matrices="muon", learning_rate=5e-3, b2=0.99)
     config.optimizer.update(warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
     config.training.update(max_steps=2000, global_batch=12, micro_batch=12, eval_every=250, eval_batches=100)
     config.sampling.update(prompt="\n", max_tokens=400)
