@@ -148,7 +148,7 @@ def test_a_power_of_ten_is_a_whole_number(folder, tmp_path):
 def test_help_lists_every_field_with_meaning_and_range(folder):
     done = start(folder, command("train", "--help"))
     text = " ".join(done.stdout.split())
-    assert "--config.model.hidden_dim=128: D, width of the wave [at least 1 and at most 65_536; channels]" in text
+    assert "--config.model.hidden_dim=128: D, width of the wave [at least 1 and at most 16_384; channels]" in text
     assert "--config.sampling.context_length=0: " in text
 
 

@@ -53,6 +53,10 @@ class Block(nnx.Module):
         del batch_size
         return ()
 
+    def first_state(self, batch_size: int) -> Any:
+        """`initial_state` for a pass that begins a document: None may stand for zeros that need no arithmetic."""
+        return self.initial_state(batch_size)
+
     def prepare(self) -> Any:
         """What depends on the parameters alone and may be computed once for many calls; None: nothing."""
         return None
@@ -64,8 +68,8 @@ class Block(nnx.Module):
 
         Args:
           x: [B, S, D] complex.
-          state: as from `initial_state`, or as the call for the tokens before these returned it; None: as from
-            `initial_state`, and a block may leave out what a zero state makes of nothing.
+          state: as from `initial_state`, or as the call for the tokens before these returned it; at the start of
+            a document as from `first_state`.
           context: of the pass.
           probe: sees the parts.
           prepared: as from `prepare`; None: it is computed here.

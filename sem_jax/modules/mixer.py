@@ -190,23 +190,22 @@ class Mixer(Block):
         taps = (batch_size, self.conv.kernel.shape[-4] - 1, self.out_proj.shape[-1])
         return MixerState(jnp.zeros(taps, dtype), self.ssm.initial_state(batch_size))
 
+    def first_state(self, batch_size: int) -> MixerState:
+        """See `Block`."""
+        return self.initial_state(batch_size)._replace(ssm=None)
+
     def __call__(
-        self, x: Array, state: MixerState | None, context: Context, probe: Probe = unobserved, prepared: None = None
+        self, x: Array, state: MixerState, context: Context, probe: Probe = unobserved, prepared: None = None
     ) -> tuple[Array, MixerState, tuple[()]]:
         """See `Block`."""
         del prepared
-        past = self.past(state, len(x))
         rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
-        z, taps = self.conv(rotated, past.taps, context.position)
+        z, taps = self.conv(rotated, state.taps, context.position)
         z = self.activated(probe("conv", z), probe)
-        z, ssm = self.ssm(z, past.ssm, context.position)
+        z, ssm = self.ssm(z, state.ssm, context.position)
         z = self.gate_output(probe("ssm", z), rotated, probe)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
         return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
-
-    def past(self, state: MixerState | None, batch_size: int) -> MixerState:
-        """The state; at the start of a document no inputs before and, for the state space, None."""
-        return self.initial_state(batch_size)._replace(ssm=None) if state is None else state
 
     def norm(self, x: Array) -> Array:
         """The layer's input, normalised."""
@@ -230,12 +229,11 @@ class Mixer(Block):
         """x + ρ·z·s of the layer's input x and what its parts made of it."""
         return x + self.residual_scale[...] * (z * self.output_scale[...])
 
-    def inspect(self, values: Mapping[str, Array], state: MixerState | None, context: Context) -> MixerStats:
+    def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
         """See `Block`."""
         gate = self.spinor_gate.gate(values["norm"])
         saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
-        past = self.past(state, len(values["norm"]))
-        memory = self.ssm.memory(values[self.SSM_INPUT], past.ssm, context.position)
+        memory = self.ssm.memory(values[self.SSM_INPUT], state.ssm, context.position)
         return MixerStats(jnp.mean(gate), saturated, *memory)
 
     def costs(self, tokens: int) -> dict[str, Cost]:

@@ -109,18 +109,18 @@ class SEM(nnx.Module):
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state at the start of a document."""
-        depth = self.config.num_layers
+        return self._state({kind: block.initial_state(batch_size) for kind, block in self.blocks.items()}, batch_size)
+
+    def _state(self, blocks: dict[str, Any], batch_size: int) -> ModelState:
+        """The state at the start of a document, given that of one layer of each kind."""
 
         def at_every_depth(x: Array) -> Array:
-            return jnp.broadcast_to(x, (depth, *x.shape))
+            return jnp.broadcast_to(x, (self.config.num_layers, *x.shape))
 
         return ModelState(
             position=jnp.zeros(batch_size, jnp.int32),
             encoder=self.encoder.initial_state(batch_size),
-            blocks={
-                kind: jax.tree.map(at_every_depth, block.initial_state(batch_size))
-                for kind, block in self.blocks.items()
-            },
+            blocks=jax.tree.map(at_every_depth, blocks),
         )
 
     def prepare(self) -> dict[str, Any]:
@@ -155,8 +155,9 @@ class SEM(nnx.Module):
           (psi [B, S, D] complex, state after the last token, statistics).
         """
         observer = observer or Observer()
-        past = dict.fromkeys(self.blocks) if state is None else state.blocks
-        state = self.initial_state(tokens.shape[0]) if state is None else state
+        if state is None:
+            batch = len(tokens)
+            state = self._state({kind: block.first_state(batch) for kind, block in self.blocks.items()}, batch)
         context = Context(document_positions(state.position, tokens.shape[1], resets))
         seen: dict[str, Any] = {}
 
@@ -167,15 +168,17 @@ class SEM(nnx.Module):
         def at_one_depth(blocks: dict[str, Block], x: Array, inputs: dict[str, tuple[Any, Any, Any]]) -> Any:
             outputs = {}
             for kind, block in blocks.items():
-                before, ready, slots = inputs[kind]
+                past, ready, slots = inputs[kind]
                 probe = observer.probe(slots)
-                x, new, stats = block(x, before, context, probe, ready)
-                outputs[kind] = new, stats, observer.seen(probe, block, before, context)
+                x, new, stats = block(x, past, context, probe, ready)
+                outputs[kind] = new, stats, observer.seen(probe, block, past, context)
             return x, outputs
 
         outputs: dict[str, Any] = {}
         for kinds in self.passes():
-            inputs = {kind: (past[kind], prepared and prepared[kind], observer.slots.get(kind)) for kind in kinds}
+            inputs = {
+                kind: (state.blocks[kind], prepared and prepared[kind], observer.slots.get(kind)) for kind in kinds
+            }
             psi, found = scan_layers(kinds, psi, inputs, at_one_depth, self.config.remat)
             outputs |= found
         seen |= {kind: output[2] for kind, output in outputs.items()}
@@ -183,9 +186,7 @@ class SEM(nnx.Module):
         probe = observer.probe(observer.slots.get("head"))
         psi = probe("final_norm", rms_norm(psi, self.final_gamma[...]))
         seen["head"] = observer.seen(probe, None, None, context)
-        # A block that remembers nothing hands back what it was given, here None.
-        blocks = {kind: state.blocks[kind] if o[0] is None else o[0] for kind, o in outputs.items()}
-        after = ModelState(context.position[:, -1] + 1, encoder_state, blocks)
+        after = ModelState(context.position[:, -1] + 1, encoder_state, {kind: o[0] for kind, o in outputs.items()})
         return psi, after, ForwardStats({kind: o[1] for kind, o in outputs.items()}, seen)
 
     def passes(self) -> list[dict[str, Block]]:

@@ -61,33 +61,20 @@ def train(
         dataset = open_dataset(config.data, training.seed, training.global_batch)
         config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
     require_same(_common(config, dataset))
+    layout = make_layout(config)
+    state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
     with contextlib.ExitStack() as stack:
         with all_or_none():
             if is_first():
                 stack.enter_context(locked_workdir(workdir))
-        return _train(config, dataset, workdir, echo, make_step or make_train_step)
+                for change in prepare_workdir(workdir, config, dataset):
+                    echo(f"changed since the last start: {change}")
 
-
-def _train(
-    config: Config,
-    dataset: Dataset,
-    workdir: str | Path,
-    echo: Callable[[str], None],
-    make_step: Callable[[Config], TrainStep],
-) -> TrainResult:
-    training = config.training
-    layout = make_layout(config)
-    state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
-    with all_or_none():
-        for change in prepare_workdir(workdir, config, dataset) if is_first() else []:
-            echo(f"changed since the last start: {change}")
-
-    train_step = make_step(config)
-    evaluate = Evaluator(config, dataset)
-    sampler = LanguageModel(config, dataset.tokenizer, state.model)
-    sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first evaluation
-    own_rows = layout.own_rows(training.global_batch)
-    with contextlib.ExitStack() as stack:
+        train_step = (make_step or make_train_step)(config)
+        evaluate = Evaluator(config, dataset)
+        sampler = LanguageModel(config, dataset.tokenizer, state.model)
+        sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first sample
+        own_rows = layout.own_rows(training.global_batch)
         stack.enter_context(single_threaded_lapack())
         checkpointer = stack.enter_context(
             Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints, str(layout))

@@ -280,10 +280,10 @@ def test_a_gradient_that_breaks_on_the_way_back_is_blamed_where_it_breaks(health
     config, state, batch, _ = healthy
     found = diagnose(config, state, batch)
     names = [c.name for c in found.components]
-    broken = names.index("mixers.1.amplitude_gate")
+    broken = names.index("mixers.1.conv")
     components = [dataclasses.replace(c, gradient_bad=int(i < broken)) for i, c in enumerate(found.components)]
     (only,) = find_suspects(config, dataclasses.replace(found, components=components))
-    assert (only.component, only.quantity) == ("mixers.1.amplitude_gate", "gradient")
+    assert (only.component, only.quantity) == ("mixers.1.conv", "gradient")
 
 
 def test_severity_counts_decades_on_either_side():

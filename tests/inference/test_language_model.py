@@ -117,7 +117,7 @@ def test_a_restart_forgets_the_start_of_a_long_prompt_and_an_unbounded_context_d
     length = char_model.config.data.seq_length
     prompts = ["t" * count * length + TEXT + "e" * length for count in (1, 20)]  # the same from the last restart on
     bounded, unbounded = (
-        [char_model.generate(prompt, 30, context=context)[len(prompt) :] for prompt in prompts]
+        [char_model.generate(prompt, 30, temperature=0.05, context=context)[len(prompt) :] for prompt in prompts]
         for context in ("restart", "unbounded")
     )
     assert bounded[0] == bounded[1]
@@ -147,7 +147,7 @@ def test_a_seed_that_would_be_another_one_is_refused(char_model, seed):
 
 
 def test_the_largest_seed_and_the_largest_top_k_will_do(char_model):
-    everything = char_model.generate(["the ", "the "], seed=2**32 - 1, top_k=2**31 - 1)
+    everything = char_model.generate(["the ", "the "], seed=2**32 - 1, top_k=2**20)
     assert everything == char_model.generate(["the ", "the "], seed=2**32 - 1, top_k=0)
     assert everything[1] == char_model.generate("the ", seed=0, top_k=0)  # seeds go round
 

@@ -11,7 +11,7 @@ from sem_jax.diagnosis import run as diagnose
 from sem_jax.optim import make_optimizer
 from sem_jax.training import state
 from sem_jax.training.loop import train
-from sem_jax.training.workdir import read_config
+from sem_jax.training.workdir import checkpoint_folder, read_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,6 +75,7 @@ def test_a_path_that_fits_no_parameter_is_an_error_before_there_is_a_workdir(tmp
 def test_factors_may_change_between_two_starts(tmp_path):
     workdir, said = tmp_path / "run", []
     before = start(text_config(tmp_path), workdir)
+    (checkpoint_folder(workdir) / "1").mkdir(parents=True)  # without one the second start would replace the first
     after = start(text_config(tmp_path, optimizer__lr_factors="readout=0.5"), workdir, said.append)
     assert said == ["changed since the last start: optimizer.lr_factors: '' -> 'readout=0.5'"]
     states = [
