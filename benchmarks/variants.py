@@ -1,7 +1,7 @@
 """Which form of a component learns best? Validation loss of variants of one small model at equal budget.
 
 Command:  python benchmarks/variants.py --path=FILE [--groups=model,parts --steps=1000 --dim=64 --layers=2 --seeds=3]
-          [--equal=steps] [--json=FILE]
+          [--only=NAME,NAME] [--equal=steps] [--json=FILE]
 
 Trains each variant on the characters of FILE (first 90 % train, last 10 % validate, random windows of 64, batches of
 12) and prints nats a character at the end, their difference from the group's first line for the same seeds, and what
@@ -37,6 +37,7 @@ _DIM = flags.DEFINE_integer("dim", 64, "Channels.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each variant.")
 _GROUPS = flags.DEFINE_list("groups", ["model"], "Which comparisons: model, parts, optimizer, encoder, ssm.")
+_ONLY = flags.DEFINE_list("only", None, "Names of variants to compare with the group's first; without it, all.")
 _EQUAL = flags.DEFINE_enum("equal", "steps", ["steps", "parameters", "time"], "What all variants of a group share.")
 _JSON = flags.DEFINE_string("json", "", "File for the same numbers.")
 
@@ -199,6 +200,8 @@ def main(argv: list[str]) -> None:
         print(f"{group:34s}  nats/char  difference  dim  parameters  steps  ms/step", flush=True)
         first = None
         for name, variant in VARIANTS[group].items():
+            if first and _ONLY.value and name not in _ONLY.value:
+                continue
             with single_threaded_lapack(), installed(variant):
                 result = measure(variant, first)
             first = first or result
