@@ -261,7 +261,7 @@ def test_two_processes_lose_one_start_again_stop_together_and_end_like_one(two_p
     with two_processes(workdir) as processes:
         wait_for_step(two_processes, processes[0], 20)
         processes[1].terminate()  # one of them is asked
-        assert ends(two_processes, processes) == [0, 0]
+        assert ends(two_processes, processes) == [75, 75]  # stopped and saved, not finished
         assert "resuming from step" in two_processes.said(0)
         assert "stopped and saved at step" in two_processes.said(0)
         assert "step" not in re.sub(r"^[IW]\d.*$", "", two_processes.said(1), flags=re.MULTILINE)  # the first speaks
