@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sem_jax.core.devices import num_devices
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -33,14 +35,14 @@ def stored(function: Callable[..., Any], *args: Any) -> Any:
 
     XLA:CPU fuses arithmetic into every function that reads its result, so that a cosine with four readers is computed
     four times, and `optimization_barrier` is gone before it fuses. It does not fuse across a loop: there, this is one
-    over the leading axis. Where that axis may be split over several devices, a loop would gather it, and elsewhere
+    over the leading axis. Where a mesh spreads that axis over several devices, a loop would gather it, and elsewhere
     than on a CPU a value is stored or not as the compiler thinks best.
     """
 
     def loop(*args: Any) -> Any:
         return jax.lax.map(lambda rows: function(*rows), args)
 
-    if jax.device_count() > 1:
+    if num_devices() > 1:
         return function(*args)
     return jax.lax.platform_dependent(*args, cpu=loop, default=function)
 
