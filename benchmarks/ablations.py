@@ -13,7 +13,7 @@ from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.core.complex_ops import complex_matmul, rms_norm
 from sem_jax.modules.block import Block, Context
 from sem_jax.modules.linear import Linear, complex_weight
-from sem_jax.modules.mixer import CausalConv, Mixer, SpinorGate
+from sem_jax.modules.mixer import CausalConv, SpinorGate
 from sem_jax.modules.probe import Probe, unobserved
 from sem_jax.modules.selective_mixer import SelectiveMixer, SelectiveSSM
 
@@ -52,8 +52,6 @@ class AmplitudeGate(SelectiveMixer):
     """The amplitude gate of the fixed mixer before the state space."""
 
     PARTS: ClassVar = SelectiveMixer.PARTS | {"amplitude_gate": ("activation_threshold",)}
-    SSM_INPUT: ClassVar = "amplitude_gate"
-    activated = Mixer.activated
 
 
 class NoOutputGate(SelectiveMixer):

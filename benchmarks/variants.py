@@ -54,8 +54,8 @@ def _with(blocks: Any = None, **fields: Any) -> Variant:
     return Variant({name.replace("__", "."): value for name, value in fields.items()}, blocks or {})
 
 
-def _mixer(block: Any, **fields: Any) -> Variant:
-    return _with({"mixers": block}, **fields)
+def _mixer(block: Any) -> Variant:
+    return _with({"mixers": block})
 
 
 FIXED = {
@@ -147,9 +147,11 @@ def installed(variant: Variant) -> Iterator[None]:
     """The variant's kinds of blocks in the place of the package's."""
     before = dict(BLOCKS)
     BLOCKS.update(variant.blocks)
-    yield
-    BLOCKS.clear()
-    BLOCKS.update(before)
+    try:
+        yield
+    finally:
+        BLOCKS.clear()
+        BLOCKS.update(before)
 
 
 def parameters_of(variant: Variant, dim: int) -> int:

@@ -156,7 +156,10 @@ class MixerStats(NamedTuple):
 
 
 class Mixer(Block):
-    """One mixing layer with pre-norm and residual (docs/mathematics.md, section 2, Mixer)."""
+    """One mixing layer with pre-norm and residual (docs/mathematics.md, section 2, Mixer).
+
+    A subclass whose `PARTS` lack the amplitude gate has none.
+    """
 
     PARTS: ClassVar = {
         "norm": ("norm_gamma",),
@@ -169,7 +172,6 @@ class Mixer(Block):
     }
     RESIDUAL: ClassVar = frozenset({"residual"})
     SSM: ClassVar[Any] = FixedSSM
-    SSM_INPUT: ClassVar = "amplitude_gate"  # the part that the state space reads
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         del layer  # all depths begin alike
@@ -201,7 +203,9 @@ class Mixer(Block):
         del prepared
         rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
         z, taps = self.conv(rotated, state.taps, context.position)
-        z = self.activated(probe("conv", z), probe)
+        z = probe("conv", z)
+        if "amplitude_gate" in self.PARTS:
+            z = probe("amplitude_gate", self.amplitude_gate(z))
         z, ssm = self.ssm(z, state.ssm, context.position)
         z = self.gate_output(probe("ssm", z), rotated, probe)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
@@ -210,10 +214,6 @@ class Mixer(Block):
     def norm(self, x: Array) -> Array:
         """The layer's input, normalised."""
         return rms_norm(x, self.norm_gamma[...])
-
-    def activated(self, z: Array, probe: Probe) -> Array:
-        """What enters the state space, from the output of the convolution."""
-        return probe("amplitude_gate", self.amplitude_gate(z))
 
     def amplitude_gate(self, z: Array) -> Array:
         """z·(1 − exp(−|z|²·e^θ)): small amplitudes are let through less (docs/mathematics.md, section 2, Mixer 3)."""
@@ -233,7 +233,7 @@ class Mixer(Block):
         """See `Block`."""
         gate = self.spinor_gate.gate(values["norm"])
         saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
-        memory = self.ssm.memory(values[self.SSM_INPUT], state.ssm, context.position)
+        memory = self.ssm.memory(values.get("amplitude_gate", values["conv"]), state.ssm, context.position)
         return MixerStats(jnp.mean(gate), saturated, *memory)
 
     def costs(self, tokens: int) -> dict[str, Cost]:

@@ -99,17 +99,11 @@ class SelectiveMixer(Mixer):
         "residual": ("output_scale", "residual_scale"),
     }
     SSM: ClassVar = SelectiveSSM
-    SSM_INPUT: ClassVar = "conv"
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         super().__init__(config, rngs, layer)
         dim = config.hidden_dim
         self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
-
-    def activated(self, z: Array, probe: Probe) -> Array:
-        """The output of the convolution as it is."""
-        del probe
-        return z
 
     def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
         """z·silu(W_o [Re z'; Im z'] + b) of the spinor gate's output z'."""
