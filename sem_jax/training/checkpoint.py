@@ -9,11 +9,7 @@ Each checkpoint therefore carries a record of its leaves:
     <directory>/<step>/record   the dtype, the shape and the checksum of each leaf
 
 Each process writes and reads the parts of the arrays that its own devices hold. So the checksum of a leaf is a sum over
-parts, the same however the leaf is cut: with w_k the k-th word of at most 32 bits of the whole array,
-
-    Σ_k (2k + 1)·w_k  mod 2^64.
-
-As the weights are odd, a flipped bit changes it, whichever it is; as they differ, so do two words that change places.
+parts, the same however the leaf is cut (`sem_jax.training.checksum`).
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +30,8 @@ import orbax.checkpoint as ocp
 
 from sem_jax.errors import SemJaxError
 from sem_jax.optim import is_sound
-from sem_jax.training.processes import gather, is_first
+from sem_jax.training.checksum import checksums
+from sem_jax.training.processes import gather
 
 PyTree = Any
 Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "sum": 2774}
@@ -108,7 +105,7 @@ class Checkpointer:
         """
         newest = self.latest_step()
         arrays = _named_leaves(state)
-        sums = _checksums(arrays)
+        sums = checksums(arrays)
         record = {name: _form(array) | {"sum": sums[name]} for name, array in arrays.items()}
         if step == newest and (step, record) == self._current:
             return
@@ -312,7 +309,7 @@ def _form(leaf: Any) -> Entry:
 
 def _changed(record: Record, arrays: dict[str, Any]) -> list[str]:
     """Names of the leaves that are not what was saved."""
-    sums = _checksums(arrays)
+    sums = checksums(arrays)
     return [
         name
         for name, entry in record.items()
@@ -322,48 +319,6 @@ def _changed(record: Record, arrays: dict[str, Any]) -> list[str]:
 
 def _crc(array: Any) -> int:
     return zlib.crc32(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
-
-
-def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """The checksum of each leaf, from the parts that all processes hold."""
-    parts = gather({name: sum(_own_parts(array)) % 2**64 for name, array in arrays.items()})
-    return {name: sum(part[name] for part in parts) % 2**64 for name in arrays}
-
-
-def _own_parts(array: Any) -> Iterator[int]:
-    """The checksum's terms from this process; of what several devices or processes hold, one of them sums it."""
-    if isinstance(array, jax.Array):
-        for shard in array.addressable_shards:
-            if shard.replica_id == 0:
-                starts = [index.start or 0 for index in shard.index]
-                yield weighted_sum(np.asarray(shard.data), starts, array.shape)
-    elif is_first():
-        yield weighted_sum(np.asarray(array), [0] * array.ndim, array.shape)
-
-
-def weighted_sum(block: np.ndarray, starts: Sequence[int], shape: tuple[int, ...]) -> int:
-    """Σ_k (2k + 1)·w_k mod 2^64 over the words of a block of an array.
-
-    The index k is linear in the coordinates, so that the sum splits into one along each axis, of words summed over the
-    other axes.
-
-    Args:
-      block: part of the array.
-      starts: coordinates of its first entry.
-      shape: of the whole array.
-    """
-    width = min(block.itemsize, 4)
-    words = np.asarray(block, order="C").reshape(*block.shape, 1).view(f"u{width}")
-    whole, starts = (*shape, block.itemsize // width), (*starts, 0)
-    if words.shape == whole:
-        words, whole, starts = words.reshape(-1), (words.size,), (0,)
-    total, stride = int(np.sum(words, dtype=np.uint64)), 1
-    for axis in reversed(range(words.ndim)):
-        others = tuple(other for other in range(words.ndim) if other != axis)
-        places = np.arange(starts[axis], starts[axis] + words.shape[axis], dtype=np.uint64)
-        total += 2 * stride * int(np.dot(np.sum(words, axis=others, dtype=np.uint64), places))
-        stride *= whole[axis]
-    return total % 2**64
 
 
 def _record_crc(record: Record) -> int:

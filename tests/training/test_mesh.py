@@ -21,7 +21,8 @@ from small import text_config
 from sem_jax.config import ConfigError, MeshConfig
 from sem_jax.core.devices import SMALL, from_chunks, in_chunks, partition
 from sem_jax.data import open_dataset
-from sem_jax.training.checkpoint import Checkpointer, weighted_sum
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.checksum import weighted_sum
 from sem_jax.training.loop import train
 from sem_jax.training.mesh import make_layout, mesh_shape
 from sem_jax.training.metrics import read_metrics
