@@ -112,9 +112,7 @@ def read_array(file: IO[bytes], size: int) -> np.ndarray:
         shape, fortran_order, dtype = read_header[version](file)
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # a header is a Python literal, and a damaged one raises what the parser happens to raise
+    except Exception as error:  # a header is a Python literal, whose parser raises whatever it stumbles over
         raise ValueError(f"it is no .npy file of one array ({type(error).__name__}: {error!s:.100})") from error
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")

@@ -13,7 +13,7 @@ from sem_jax.modules.model import ModelParts
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.metrics import bits_per_byte
-from sem_jax.training.step import make_eval_step
+from sem_jax.training.step import EvalMetrics, make_eval_step
 
 
 class Evaluation(NamedTuple):
@@ -41,8 +41,7 @@ class Evaluator:
 
     def __call__(self, parts: ModelParts) -> Evaluation:
         """Means over all target tokens: nats a token and bits a byte are those of the normalised distribution."""
-        placed = (self._layout.place_batch(batch, self._global_batch) for batch in self._batches)
-        metrics = jax.device_get([self._step(parts, batch) for batch in placed])
+        metrics = jax.device_get([self._measure(parts, batch) for batch in self._batches])
         sums = [np.array([m.sums.loss, m.sums.nll, m.sums.weight], np.float64) for m in metrics]
         loss, nll, weight = np.sum(sums, axis=0)
         worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])
@@ -58,5 +57,7 @@ class Evaluator:
 
     def is_finite(self, parts: ModelParts) -> bool:
         """Whether the loss of the first batch is a finite number."""
-        metrics = self._step(parts, self._layout.place_batch(self._batches[0], self._global_batch))
-        return bool(np.isfinite(jax.device_get(metrics.sums.loss)))
+        return bool(np.isfinite(jax.device_get(self._measure(parts, self._batches[0]).sums.loss)))
+
+    def _measure(self, parts: ModelParts, batch: Batch) -> EvalMetrics:
+        return self._step(parts, self._layout.place_batch(batch, self._global_batch))

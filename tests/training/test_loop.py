@@ -23,7 +23,7 @@ from sem_jax.training.metrics import read_metrics
 from sem_jax.training.monitor import Monitor, TrainingDiverged
 from sem_jax.training.state import abstract_state
 from sem_jax.training.step import StepMetrics
-from sem_jax.training.workdir import checkpoint_folder, open_workdir
+from sem_jax.training.workdir import checkpoint_folder, locked_workdir, open_workdir
 
 STEPS = 200
 HOPELESS = 3
@@ -291,6 +291,13 @@ def test_bad_input_is_an_error_before_anything_is_trained(config, uninterrupted,
     with pytest.raises(DataError, match=r"missing\.txt"):
         train(text_config(tmp_path, data__path=str(tmp_path / "missing.txt")), workdir)
     assert not workdir.exists()
+
+
+def test_a_second_training_in_a_workdir_is_refused_and_changes_nothing(config, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    with locked_workdir(uninterrupted), pytest.raises(ConfigError, match="another process is training"):
+        train(config, uninterrupted)
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
 # What a run leaves
