@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from ml_collections import config_flags
 from small_gpt import SmallGPT, matching_dim
 
 from sem_jax.config import Config, build, with_vocabulary
-from sem_jax.data import Dataset, open_dataset
-from sem_jax.modules.model import count_parameters
+from sem_jax.data import Batch, Dataset, open_dataset
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.state import init_state
@@ -42,18 +41,84 @@ _THREADS = flags.DEFINE_integer("threads", 2, "Of PyTorch; ours takes all that t
 EVERY, LAYERS, GPT_PARAMETERS, WARMUP = 25, 4, 800_000, 100
 
 
+class Contender(Protocol):
+    """A model in training."""
+
+    def step(self, number: int) -> None:
+        """One training step, finished when it returns."""
+
+    def evaluate(self) -> float:
+        """Nats a character on the validation batches."""
+
+
+class Ours:
+    """A SEM under its recipe."""
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self._dataset, self._state = dataset, init_state(config)
+        self._step, self._evaluator = make_train_step(config), Evaluator(config, dataset)
+
+    def step(self, number: int) -> None:
+        """See `Contender`."""
+        self._state, metrics = self._step(self._state, self._dataset.train.batch(number))
+        metrics.loss.block_until_ready()
+
+    def evaluate(self) -> float:
+        """See `Contender`."""
+        return self._evaluator(self._state.model).values["nll"]
+
+
+class GPT:
+    """The small GPT under nanoGPT's schedule."""
+
+    def __init__(self, config: Config, dataset: Dataset, steps: int, rate: float):
+        torch.manual_seed(0)
+        vocabulary, length = dataset.tokenizer.vocab_size, config.data.seq_length
+        dim = matching_dim(GPT_PARAMETERS, vocabulary, LAYERS, length)
+        self._model = SmallGPT(vocabulary, dim, LAYERS, length)
+        matrices = [p for p in self._model.parameters() if p.ndim > 1]
+        rest = [p for p in self._model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda number: _factor(number, steps))
+        self._train = dataset.train
+        self._held_out = list(dataset.validation.evaluation_batches(config.training.eval_batches))
+
+    def step(self, number: int) -> None:
+        """See `Contender`."""
+        self._optimizer.zero_grad()
+        self._loss(self._train.batch(number)).backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+
+    def evaluate(self) -> float:
+        """See `Contender`."""
+        with torch.no_grad():
+            return float(np.mean([self._loss(batch).item() for batch in self._held_out]))
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        rows = torch.as_tensor(batch.tokens, dtype=torch.long)
+        return self._model.loss(rows[:, :-1], rows[:, 1:])
+
+
+def _factor(number: int, steps: int) -> float:
+    if number < WARMUP:
+        return (number + 1) / WARMUP
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - WARMUP) / (steps - WARMUP)))
+
+
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
     torch.set_num_threads(_THREADS.value)
-    print(f"{'contender':44s}  seconds  steps  validation  ms/step", flush=True)
-    for steps in map(int, _STEPS.value):
-        config, dataset = _recipe(steps)
-        _report(f"ours, D {_DIM.value}, {steps} steps", _ours(config, dataset), steps)
-    config, dataset = _recipe(WARMUP)
+    print(f"{'contender':28s}  seconds  steps  validation  ms/step", flush=True)
+    with single_threaded_lapack():
+        for steps in map(int, _STEPS.value):
+            _report(f"ours, {steps} steps", Ours(*_recipe(steps)), steps)
     for steps in map(int, _GPT_STEPS.value):
         for rate in map(float, _GPT_RATES.value):
-            _report(f"GPT, {steps} steps, rate {rate:g}", _gpt(dataset, config, steps, rate), steps)
+            _report(f"GPT, {steps} steps, rate {rate:g}", GPT(*_recipe(steps), steps, rate), steps)
 
 
 def _recipe(steps: int) -> tuple[Config, Dataset]:
@@ -67,77 +132,19 @@ def _recipe(steps: int) -> tuple[Config, Dataset]:
     return with_vocabulary(typed, dataset.tokenizer.vocab_size), dataset
 
 
-def _report(name: str, run: Iterator[tuple[Callable[[], None], Callable[[], float]]], steps: int) -> None:
-    """Steps until the target is met; only `step` is timed, and its first call, which may compile, is not."""
-    step, evaluate = next(run)
+def _report(name: str, contender: Contender, steps: int) -> None:
+    """Trains until the target is met; only steps are timed, and the first, which may compile, counts as the median."""
     times: list[float] = []
     loss = math.inf
-    for number in range(1, steps + 1):
+    while len(times) < steps and loss > _TARGET.value:
         start = time.perf_counter()
-        step()
+        contender.step(len(times))
         times.append(time.perf_counter() - start)
-        if number % EVERY == 0:
-            loss = evaluate()
-            if loss <= _TARGET.value:
-                break
+        if len(times) % EVERY == 0:
+            loss = contender.evaluate()
     median = float(np.median(times))
     seconds = f"{sum(times[1:]) + median:7.1f}" if loss <= _TARGET.value else "      -"
-    print(f"{name:44s}  {seconds}  {number:5d}  {loss:10.4f}  {1e3 * median:7.1f}", flush=True)
-
-
-def _ours(config: Config, dataset: Dataset) -> Iterator[tuple[Callable[[], None], Callable[[], float]]]:
-    state, train_step, evaluator = init_state(config), make_train_step(config), Evaluator(config, dataset)
-    print(f"  {count_parameters(state.params):,} parameters", flush=True)
-    number = 0
-
-    def step() -> None:
-        nonlocal state, number
-        state, metrics = train_step(state, dataset.train.batch(number))
-        metrics.loss.block_until_ready()
-        number += 1
-
-    with single_threaded_lapack():
-        yield step, lambda: evaluator(state.model).values["nll"]
-
-
-def _gpt(
-    dataset: Dataset, config: Config, steps: int, rate: float
-) -> Iterator[tuple[Callable[[], None], Callable[[], float]]]:
-    torch.manual_seed(0)
-    vocabulary, length = dataset.tokenizer.vocab_size, config.data.seq_length
-    model = SmallGPT(vocabulary, matching_dim(GPT_PARAMETERS, vocabulary, LAYERS, length), LAYERS, length)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
-
-    def factor(number: int) -> float:
-        if number < WARMUP:
-            return (number + 1) / WARMUP
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - WARMUP) / (steps - WARMUP)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    held_out = dataset.validation.evaluation_batches(config.training.eval_batches)
-    number = 0
-
-    def loss_of(tokens: np.ndarray) -> torch.Tensor:
-        rows = torch.as_tensor(tokens, dtype=torch.long)
-        return model.loss(rows[:, :-1], rows[:, 1:])
-
-    def step() -> None:
-        nonlocal number
-        optimizer.zero_grad()
-        loss_of(dataset.train.batch(number).tokens).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        number += 1
-
-    def evaluate() -> float:
-        with torch.no_grad():
-            return float(np.mean([loss_of(batch.tokens).item() for batch in held_out]))
-
-    yield step, evaluate
+    print(f"{name:28s}  {seconds}  {len(times):5d}  {loss:10.4f}  {1e3 * median:7.1f}", flush=True)
 
 
 if __name__ == "__main__":
