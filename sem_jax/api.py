@@ -77,7 +77,7 @@ def train(config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] =
     return load(workdir)
 
 
-def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
+def load(workdir: str | Path, step: int | None = None, fallback: bool = False) -> LanguageModel:
     """The model of a training run; its averaged parameters where the run keeps an average.
 
     >>> model = sem_jax.load(workdir)
@@ -86,11 +86,12 @@ def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
     Args:
       workdir: of `train`, `convert` or `python -m sem_jax.train`.
       step: which checkpoint; None is the newest.
+      fallback: whether to take the newest older one that is intact in place of a damaged one; a warning says so.
 
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
-    run = restore_run(workdir, step)
+    run = restore_run(workdir, step, fallback)
     return LanguageModel(run.config, run.tokenizer, run.state.evaluated, run.step)
 
 

@@ -27,6 +27,7 @@ from sem_jax.errors import SemJaxError
 _INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
 _MAY_BE_EMPTY = ("prompt",)
 _MODULE = "config_config"  # the name under which ml_collections runs the file of --config
+flags.disclaim_key_flags()  # what is defined here belongs to the command that asks for it, and stands in its --help
 
 
 def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -241,6 +242,13 @@ class _WholeNumber(flags.IntegerParser):
 
 
 config_flags.register_flag_parser_for_type(int, _WholeNumber())
+
+
+def fallback_flag() -> flags.FlagHolder[bool]:
+    """--fallback of the commands that read a run."""
+    return flags.DEFINE_bool(
+        "fallback", False, "Where that checkpoint is damaged, use the newest older one that is intact."
+    )
 
 
 def enable_compilation_cache() -> None:

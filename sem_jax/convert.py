@@ -11,7 +11,7 @@ from __future__ import annotations
 from absl import app, flags
 
 from sem_jax.api import convert, load
-from sem_jax.cli import parse_flags, reporting_errors
+from sem_jax.cli import fallback_flag, parse_flags, reporting_errors
 from sem_jax.interop import InteropError, differences, export_state_dict, write_state_dict
 from sem_jax.interop.files import require_writable_kind
 
@@ -21,6 +21,7 @@ _SET = flags.DEFINE_multi_string("set", [], "A value that no shape tells, as nam
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of the model; without it, text is token ids.")
 _TO = flags.DEFINE_string("to", None, "File to export to: .safetensors or .npz.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to export; without it, the newest.")
+_FALLBACK = fallback_flag()
 
 
 @reporting_errors
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 def _export(path: str) -> None:
     require_writable_kind(path)
-    model = load(_WORKDIR.value, _STEP.value)
+    model = load(_WORKDIR.value, _STEP.value, _FALLBACK.value)
     arrays = export_state_dict(model.parts)
     write_state_dict(path, arrays)
     print(f"{path}: {len(arrays)} arrays of step {model.step}")

@@ -432,7 +432,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, residual=2e-7, iterations=8)\n"
         "stats = PropagatorStats(np.array([2e-2]), np.array([8]), np.array([1e-7]), np.array([1.5]))\n"
         "parts = SimpleNamespace(graphdef=None, params=None, buffers=None)\n"
-        "evaluate.load = lambda workdir, step: SimpleNamespace(config=config(), parts=parts)\n"
+        "evaluate.load = lambda workdir, step, fallback: SimpleNamespace(config=config(), parts=parts)\n"
         "def open_dataset(data, seed, batch):\n"
         "    print(data.seq_length, data.validation_fraction, data.tokenizer_path, batch)\n"
         "    return SimpleNamespace(validation_tokens=1234, fingerprint='edited')\n"

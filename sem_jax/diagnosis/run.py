@@ -55,17 +55,18 @@ def diagnose_config(config: Config) -> Diagnosis:
     return diagnose(config, init_state(config), dataset.train.batch(0))
 
 
-def diagnose_run(workdir: str | Path, step: int | None = None) -> Diagnosis:
+def diagnose_run(workdir: str | Path, step: int | None = None, fallback: bool = False) -> Diagnosis:
     """A run at a checkpoint, on the training batch that came next.
 
     Args:
       workdir: of `python -m sem_jax.train`.
       step: which checkpoint; None is the newest.
+      fallback: whether to take the newest older one that is intact in place of a damaged one.
 
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds or its data cannot be used.
     """
-    run = restore_run(workdir, step)
+    run = restore_run(workdir, step, fallback)
     training = run.config.training
     data = with_own_tokenizer(run.config, workdir).data
     dataset = open_dataset(data, training.seed, training.global_batch)

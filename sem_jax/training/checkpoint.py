@@ -6,7 +6,7 @@ it casts to whatever it is asked for, so a complex leaf restored into a real one
 Each checkpoint therefore carries a record of its leaves:
 
     <directory>/<step>/state    the arrays, each under the name of its leaf, such as "params/mixer/kernel"
-    <directory>/<step>/record   the dtype, the shape and the checksum of each leaf
+    <directory>/<step>/record   the step, and the dtype, the shape and the checksum of each leaf
 
 Each process writes and reads the parts of the arrays that its own devices hold. So the checksum of a leaf is a sum over
 parts, the same however the leaf is cut (`sem_jax.training.checksum`).
@@ -15,6 +15,7 @@ parts, the same however the leaf is cut (`sem_jax.training.checksum`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ import orbax.checkpoint as ocp
 from sem_jax.errors import SemJaxError
 from sem_jax.optim import is_sound
 from sem_jax.training.checksum import checksums
-from sem_jax.training.processes import gather
+from sem_jax.training.processes import gather, is_first
 
 PyTree = Any
 Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "sum": 2774}
@@ -56,6 +57,7 @@ class Checkpointer:
 
     Attributes:
       saved_on: the mesh that wrote the checkpoint last restored, in words; "" where it is not known.
+      passed_over: what is damaged, by step, in the checkpoints that the last `restore` left for an older one.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int, mesh: str = ""):
@@ -73,6 +75,7 @@ class Checkpointer:
         self._keep = keep
         self._mesh = mesh
         self.saved_on = ""
+        self.passed_over: dict[int, str] = {}
         if keep < 1:
             raise CheckpointError(f"keep = {keep} would delete every checkpoint; keep at least 1")
         if self._directory.is_file():
@@ -157,7 +160,7 @@ class Checkpointer:
             return False
         return all(is_sound(array).all() for array in arrays)
 
-    def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
+    def restore(self, like: PyTree, step: int | None = None, fallback: bool = False) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
 
         A damaged checkpoint is an error even where an older one is intact: to give up the steps between them is the
@@ -166,6 +169,7 @@ class Checkpointer:
         Args:
           like: pytree with the structure, shapes and dtypes of the state; leaves are arrays or `jax.ShapeDtypeStruct`.
           step: which checkpoint; None is the newest.
+          fallback: whether to take the newest older one that is intact in place of a damaged one.
 
         Returns:
           The step, and a pytree of `like`'s structure. Numpy leaves of `like`, and 64-bit ones that this JAX would
@@ -180,16 +184,42 @@ class Checkpointer:
         step = steps[-1] if step is None else step
         if step not in steps:
             raise CheckpointError(f"there is no checkpoint {step} in {self._directory}, only {steps}")
+        self.passed_over = {}
+        for candidate in [each for each in reversed(steps) if each <= step]:
+            try:
+                return candidate, self._restore(like, candidate)
+            except _Damaged as damage:
+                if not fallback:
+                    raise CheckpointError(self._cure(step, damage)) from damage
+                self.passed_over[candidate] = f"{self.path(candidate)} is damaged: {damage}"
+        raise CheckpointError(f"{self.passed_over[step]}. {self._none_intact()}")
+
+    def _restore(self, like: PyTree, step: int) -> PyTree:
         targets = _named_leaves(like)
-        try:
-            record = self._read_record(step)
-            _require_same_forms(record, targets, self.path(step))
-            arrays = self._read_arrays(step, record, targets)
-        except _Damaged as damage:
-            raise CheckpointError(self._cure(step, damage)) from damage
+        record = self._read_record(step)
+        _require_same_forms(record, targets, self.path(step))
+        arrays = self._read_arrays(step, record, targets)
         self._current = (step, record)
         leaves = [_place(arrays[name], target) for name, target in targets.items()]
-        return step, jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint, so that later steps can be saved; returns its new name.
+
+        Raises:
+          CheckpointError: it cannot be renamed.
+        """
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        name = next(name for name in names if not (self._directory / name).exists())
+        failure = None
+        if is_first():
+            try:
+                self.path(step).rename(self._directory / name)
+            except OSError as error:
+                failure = f"{self.path(step)} cannot be renamed: {error.strerror}; move it away by hand"
+        if failure := gather(failure)[0]:
+            raise CheckpointError(failure)
+        return name
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -216,7 +246,9 @@ class Checkpointer:
             self._writer.delete(step)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
-            record=ocp.args.JsonSave({"leaves": record, "mesh": self._mesh, "crc32": _record_crc(record)}),
+            record=ocp.args.JsonSave(
+                {"step": step, "leaves": record, "mesh": self._mesh, "crc32": _record_crc(record)}
+            ),
         )
         self._writer.save(step, args=items, force=True)
 
@@ -236,11 +268,14 @@ class Checkpointer:
             ) from error
 
     def _read_record(self, step: int) -> Record:
-        with _reading("its record"):
+        with _agreed(), _reading("its record"):
             content = self._reader.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
             record, crc, self.saved_on = content["leaves"], content["crc32"], content.get("mesh", "")
+            written = content.get("step", step)  # version 0.1 did not record it
         if _record_crc(record) != crc:
             raise _Damaged("its record does not match the checksum")
+        if written != step:
+            raise _Damaged(f"it holds step {written}, so its folder has been renamed; give it its name back")
         return record
 
     def _read_arrays(self, step: int, record: Record, targets: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -250,13 +285,14 @@ class Checkpointer:
             name: _sharding_of(target) for name, target in (targets or {}).items() if "crc32" not in record[name]
         }
         arguments = {name: _restore_arguments(shardings.get(name)) for name, e in record.items() if 0 not in e["shape"]}
-        with _reading("its data"):
+        with _agreed(), _reading("its data"):
             state = ocp.args.PyTreeRestore(restore_args=arguments)
             stored = self._reader.restore(step, args=ocp.args.Composite(state=state)).state
             # Orbax does not store arrays without elements.
             empty = {name: np.zeros(e["shape"], e["dtype"]) for name, e in record.items() if 0 in e["shape"]}
             arrays = {name: (stored | empty)[name] for name in record}
             broken = [name for name, entry in record.items() if not _form(arrays[name]).items() <= entry.items()]
+        with _reading("its data"):
             broken += _changed(record, arrays)
         if broken:
             raise _Damaged(f"the bytes of leaf {broken[0]} do not match their checksum")
@@ -267,8 +303,27 @@ class Checkpointer:
         for older in reversed([earlier for earlier in self._steps() if earlier < step]):
             with contextlib.suppress(_Damaged):
                 self._read_arrays(older, self._read_record(older))
-                return f"{damaged}. Delete it or move it away to go on from step {older}, the newest that is intact"
-        return f"{damaged}. No older one is intact: move {self._directory} away to start anew"
+                return (
+                    f"{damaged}. Delete it or move it away to go on from step {older}, the newest that is intact; "
+                    "--fallback does so by itself"
+                )
+        return f"{damaged}. {self._none_intact()}"
+
+    def _none_intact(self) -> str:
+        return f"No older one is intact: move {self._directory} away to start anew"
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+    """What one process finds damaged is damaged for all: alone it would go on elsewhere, and the others wait."""
+    damage = None
+    try:
+        yield
+    except _Damaged as found:
+        damage = found
+    said = [each for each in gather(damage and str(damage)) if each]
+    if said:
+        raise damage or _Damaged(said[0])
 
 
 @contextlib.contextmanager

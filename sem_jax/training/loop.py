@@ -38,6 +38,7 @@ def train(
     workdir: str | Path,
     echo: Callable[[str], None] = print,
     make_step: Callable[[Config], TrainStep] | None = None,
+    fallback: bool = False,
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -50,6 +51,8 @@ def train(
       echo: prints a line.
       make_step: in place of `make_train_step`, from the configuration to the step; see
         `sem_jax.testing.planting`.
+      fallback: whether to go on from the newest checkpoint that is intact where newer ones are damaged; these are
+        renamed, not deleted.
 
     Raises:
       ConfigError, DataError, CheckpointError: the input, the devices or the workdir cannot be used.
@@ -81,7 +84,9 @@ def train(
         )
         start = 0
         if checkpointer.latest_step() is not None:
-            start, state = checkpointer.restore(layout.abstract(state))
+            start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
+            for damaged, what in checkpointer.passed_over.items():
+                echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
             echo(f"resuming from step {start}")
             if checkpointer.saved_on != str(layout):
                 echo(f"saved on {checkpointer.saved_on}, goes on on {layout}: sums are rounded in another order now")

@@ -221,19 +221,22 @@ class Run(NamedTuple):
     state: TrainState
 
 
-def restore_run(workdir: str | Path, step: int | None = None) -> Run:
+def restore_run(workdir: str | Path, step: int | None = None, fallback: bool = False) -> Run:
     """A run as it was saved.
 
     Args:
       workdir: of `python -m sem_jax.train`.
       step: which checkpoint; None is the newest.
+      fallback: whether to take the newest older one that is intact in place of a damaged one; a warning says so.
 
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
     config, tokenizer = open_workdir(workdir)
     with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
-        found, state = checkpointer.restore(abstract_state(config), step)
+        found, state = checkpointer.restore(abstract_state(config), step, fallback)
+        for damage in checkpointer.passed_over.values():
+            _log.warning("%s; step %d takes its place", damage, found)
     return Run(config, tokenizer, found, state)
 
 

@@ -390,6 +390,38 @@ def test_cure_skips_older_damage(tmp_path):
         restore(tmp_path)
 
 
+def test_fallback_takes_the_newest_intact_one_and_names_what_it_passed_over(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    flip_bit(largest_file(tmp_path / "3"))
+    shutil.rmtree(tmp_path / "2" / "state")
+    with Checkpointer(tmp_path, 10) as checkpointer:
+        step, state = checkpointer.restore(make_state(), fallback=True)
+        assert step == 1
+        assert_same_bits(state, make_state(1))
+        assert sorted(checkpointer.passed_over) == [2, 3]
+        assert f"{tmp_path}/3 is damaged: the bytes of leaf" in checkpointer.passed_over[3]
+        assert [checkpointer.set_aside(damaged) for damaged in (3, 2)] == ["3.damaged", "2.damaged"]
+        checkpointer.save(3, make_state(3))
+    assert_same_bits(restore(tmp_path)[1], make_state(3))
+    flip_bit(largest_file(tmp_path / "3"))
+    with Checkpointer(tmp_path, 10) as checkpointer:
+        assert checkpointer.set_aside(3) == "3.damaged1"
+    shutil.rmtree(tmp_path / "1")
+    saved(tmp_path, 4)
+    flip_bit(largest_file(tmp_path / "4"))
+    with Checkpointer(tmp_path, 10) as checkpointer, pytest.raises(CheckpointError, match=r"4 is damaged.*No older"):
+        checkpointer.restore(make_state(), fallback=True)
+
+
+def test_a_renamed_checkpoint_is_not_believed(tmp_path):
+    saved(tmp_path, 1, 40)
+    (tmp_path / "40").rename(tmp_path / "80")
+    with pytest.raises(CheckpointError, match=r"/80 is damaged: it holds step 40, .*renamed; give it its name back"):
+        restore(tmp_path)
+    (tmp_path / "80").rename(tmp_path / "40")
+    assert restore(tmp_path)[0] == 40
+
+
 @pytest.mark.parametrize("content", ["empty", "foreign"])
 def test_folder_that_is_no_checkpoint_of_ours_is_named(tmp_path, content):
     saved(tmp_path, 1)

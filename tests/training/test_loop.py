@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import shutil
 import signal
 
 import jax
@@ -248,6 +249,25 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
     assert metrics_of(workdir)[-1]["step"] == 180
     said = []
     assert train(config, workdir, said.append).finished
+    assert "resuming from step 150" in said
+    assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
+    assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_only_when_asked(config, workdir, uninterrupted, caplog):
+    shutil.copytree(uninterrupted, workdir)
+    damaged = checkpoint_folder(workdir) / str(STEPS)
+    (damaged / "record" / "metadata").write_text("{")
+    for use in (sem_jax.load, lambda folder: train(config, folder)):
+        with pytest.raises(sem_jax.CheckpointError, match=r"200 is damaged.*go on from step 150.*--fallback"):
+            use(workdir)
+    assert sem_jax.load(workdir, fallback=True).step == 150
+    assert "step 150 takes its place" in caplog.text
+    said = []
+    assert train(config, workdir, said.append, fallback=True).finished
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert f"{damaged} is damaged" in warning
+    assert "it is called 200.damaged now" in warning
     assert "resuming from step 150" in said
     assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
     assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
