@@ -244,11 +244,26 @@ class _WholeNumber(flags.IntegerParser):
 config_flags.register_flag_parser_for_type(int, _WholeNumber())
 
 
-def fallback_flag() -> flags.FlagHolder[bool]:
-    """--fallback of the commands that read a run."""
-    return flags.DEFINE_bool(
-        "fallback", False, "Where that checkpoint is damaged, use the newest older one that is intact."
-    )
+class _ChoiceParser(flags.ArgumentParser):
+    """Reads which checkpoint is meant."""
+
+    syntactic_help = "latest, best or a step"
+
+    def parse(self, argument: Any) -> int | str | None:
+        """A step, "best", or None for the newest."""
+        if argument in ("latest", "best"):
+            return None if argument == "latest" else "best"
+        if not str(argument).isdecimal():
+            raise ValueError("give latest, best or the number of a step")
+        return int(argument)
+
+
+def checkpoint_flags() -> tuple[flags.FlagHolder, flags.FlagHolder[bool]]:
+    """--checkpoint and --fallback of the commands that read a run."""
+    meaning = "Which one to use: latest, best (of the lowest validation loss) or a step."
+    fallback = "Where that checkpoint is damaged, use the newest older one that is intact."
+    choice = flags.DEFINE(_ChoiceParser(), "checkpoint", "latest", meaning)
+    return choice, flags.DEFINE_bool("fallback", False, fallback)
 
 
 def enable_compilation_cache() -> None:

@@ -167,7 +167,8 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
     fake = tmp_path / "fake" / "sitecustomize.py"
     fake.parent.mkdir()
     fake.write_text(
-        "import sem_jax.training.loop as loop\nloop.train = lambda config, workdir: loop.TrainResult(7, False, {})\n"
+        "import sem_jax.training.loop as loop\n"
+        "loop.train = lambda config, workdir, **_: loop.TrainResult(7, False, {})\n"
     )
     variables = environment(folder)
     variables["PYTHONPATH"] = os.pathsep.join([str(fake.parent), variables["PYTHONPATH"]])

@@ -1,8 +1,9 @@
 """Checkpoints that come back exact to the bit, or not at all and with the cure.
 
 Orbax writes the arrays in the background, renames a checkpoint into place only when it is complete and deletes the
-oldest ones. What it leaves open is closed here: it has no checksums, so a flipped bit would be restored silently, and
-it casts to whatever it is asked for, so a complex leaf restored into a real one would silently lose its imaginary part.
+oldest ones. What it leaves open is closed here: it has no checksums, so a flipped bit would be restored silently; it
+casts to whatever it is asked for, so a complex leaf restored into a real one would silently lose its imaginary part;
+and its own rule for the best checkpoint deletes the newest and takes a NaN for the best.
 Each checkpoint therefore carries a record of its leaves:
 
     <directory>/<step>/state    the arrays, each under the name of its leaf, such as "params/mixer/kernel"
@@ -18,11 +19,12 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,8 @@ from sem_jax.training.processes import gather, is_first
 PyTree = Any
 Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "sum": 2774}
 Record = dict[str, Entry]
+
+Choice = int | Literal["best"] | None  # of a checkpoint: a step, that of the lowest validation loss, or the newest
 
 _MAX_LISTED = 10
 
@@ -57,6 +61,8 @@ class Checkpointer:
 
     Attributes:
       saved_on: the mesh that wrote the checkpoint last restored, in words; "" where it is not known.
+      losses: of the validation, by step, as far as they are known; the owner adds to it. The checkpoint of the lowest
+        one is the best; a loss that is not finite never is. It is kept besides the newest ones.
       passed_over: what is damaged, by step, in the checkpoints that the last `restore` left for an older one.
     """
 
@@ -65,7 +71,7 @@ class Checkpointer:
 
         Args:
           directory: holds one folder a step.
-          keep: number of checkpoints that stay, the newest ones; at least 1.
+          keep: number of checkpoints that stay, the newest ones; at least 1. The best one stays, too.
           mesh: on which this run computes, in words; for the record.
 
         Raises:
@@ -75,6 +81,7 @@ class Checkpointer:
         self._keep = keep
         self._mesh = mesh
         self.saved_on = ""
+        self.losses: dict[int, float] = {}
         self.passed_over: dict[int, str] = {}
         if keep < 1:
             raise CheckpointError(f"keep = {keep} would delete every checkpoint; keep at least 1")
@@ -160,7 +167,7 @@ class Checkpointer:
             return False
         return all(is_sound(array).all() for array in arrays)
 
-    def restore(self, like: PyTree, step: int | None = None, fallback: bool = False) -> tuple[int, PyTree]:
+    def restore(self, like: PyTree, step: Choice = None, fallback: bool = False) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
 
         A damaged checkpoint is an error even where an older one is intact: to give up the steps between them is the
@@ -168,7 +175,7 @@ class Checkpointer:
 
         Args:
           like: pytree with the structure, shapes and dtypes of the state; leaves are arrays or `jax.ShapeDtypeStruct`.
-          step: which checkpoint; None is the newest.
+          step: which checkpoint; None is the newest, "best" the one of the lowest of `losses`.
           fallback: whether to take the newest older one that is intact in place of a damaged one.
 
         Returns:
@@ -181,9 +188,7 @@ class Checkpointer:
         steps = self._steps()
         if not steps:
             raise CheckpointError(f"there is no checkpoint in {self._directory}; check the path, or train first")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise CheckpointError(f"there is no checkpoint {step} in {self._directory}, only {steps}")
+        step = self._choose(step, steps)
         self.passed_over = {}
         for candidate in [each for each in reversed(steps) if each <= step]:
             try:
@@ -193,6 +198,19 @@ class Checkpointer:
                     raise CheckpointError(self._cure(step, damage)) from damage
                 self.passed_over[candidate] = f"{self.path(candidate)} is damaged: {damage}"
         raise CheckpointError(f"{self.passed_over[step]}. {self._none_intact()}")
+
+    def _choose(self, wanted: Choice, steps: list[int]) -> int:
+        step = best_step(self.losses, steps) if wanted == "best" else wanted
+        if wanted is None:
+            step = steps[-1]
+        if step is None:
+            raise CheckpointError(
+                f"which checkpoint in {self._directory} is the best is not known: none of {steps} was validated with a "
+                "finite loss, as far as metrics.jsonl tells; take the newest, or one of these steps"
+            )
+        if step not in steps:
+            raise CheckpointError(f"there is no checkpoint {step} in {self._directory}, only {steps}")
+        return step
 
     def _restore(self, like: PyTree, step: int) -> PyTree:
         targets = _named_leaves(like)
@@ -229,7 +247,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             create=writing,
             cleanup_tmp_directories=writing,
-            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            preservation_policy=_NewestAndBest(self._keep, self.losses),
             save_root_metadata=False,
         )
         return ocp.CheckpointManager(self._directory, options=options)
@@ -311,6 +329,28 @@ class Checkpointer:
 
     def _none_intact(self) -> str:
         return f"No older one is intact: move {self._directory} away to start anew"
+
+
+def best_step(losses: Mapping[int, float], steps: Sequence[int]) -> int | None:
+    """The step of the lowest finite loss; None if there is none.
+
+    >>> best_step({10: 2.0, 20: float("nan"), 30: 1.0}, [10, 20])
+    10
+    """
+    finite = [step for step in steps if math.isfinite(losses.get(step, math.nan))]
+    return min(finite, key=losses.__getitem__, default=None)
+
+
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves the newest checkpoints and the one of the lowest loss."""
+
+    def __init__(self, keep: int, losses: Mapping[int, float]):
+        self._keep, self._losses = keep, losses
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self._keep :], best_step(self._losses, steps)}
+        return [step in kept for step in steps]
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
+from sem_jax.training.metrics import validation_losses
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
+from sem_jax.training.processes import all_or_none, gather, interruptible, is_first, require_same
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
@@ -84,6 +85,9 @@ def train(
         )
         start = 0
         if checkpointer.latest_step() is not None:
+            with all_or_none():
+                losses = validation_losses(workdir) if is_first() else {}
+            checkpointer.losses |= dict(gather(list(losses.items()))[0])
             start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
             for damaged, what in checkpointer.passed_over.items():
                 echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
@@ -111,6 +115,7 @@ def train(
             if step % training.eval_every == 0 or last:
                 with report.paused():
                     report.evaluation(step, evaluate(state.evaluated))
+                    checkpointer.losses[step] = report.validation["nll"]
                     sampler.parts = layout.here(state.evaluated)
                     if is_first():
                         report.sample(sampler.generate(config.sampling.prompt))

@@ -128,6 +128,19 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ]
 
 
+def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
+    """Nats a token of each validation that a run has told of, by step; none before its first line.
+
+    Raises:
+      MetricsError: the file is damaged or cannot be read.
+    """
+    path = Path(workdir) / FILE_NAME
+    if not path.exists():
+        return {}
+    lines = [line for line in read_metrics(path) if line["split"] == "validation"]
+    return {line["step"]: line["nll"] for line in lines if isinstance(line.get("nll"), float)}
+
+
 def _strict(value: Any) -> float | str | None:
     number = value.item() if hasattr(value, "item") else value
     return None if isinstance(number, float) and not math.isfinite(number) else number

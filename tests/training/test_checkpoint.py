@@ -152,6 +152,30 @@ def test_newest_are_kept(tmp_path):
         assert_same_bits(restore(tmp_path, step=step)[1], make_state(step))
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept_besides_the_newest(tmp_path, keep):
+    losses = {1: 3.0, 5: 1.0, 9: 2.0, 12: np.nan, 20: -np.inf}
+    for step, loss in losses.items():
+        with Checkpointer(tmp_path, keep) as checkpointer:  # a new process each time, which is told what was
+            checkpointer.losses |= {earlier: losses[earlier] for earlier in losses if earlier < step}
+            checkpointer.save(step, make_state(step))
+            checkpointer.losses[step] = loss
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == ([5, 20] if keep == 1 else [5, 12, 20])
+    with Checkpointer(tmp_path, keep) as checkpointer:
+        checkpointer.losses |= losses
+        step, state = checkpointer.restore(make_state(), "best")
+    assert step == 5
+    assert_same_bits(state, make_state(5))
+
+
+def test_the_best_is_not_known_where_no_loss_is_finite(tmp_path):
+    saved(tmp_path, 1, 5)
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        checkpointer.losses |= {1: np.nan, 3: 1.0}
+        with pytest.raises(CheckpointError, match=r"not known: none of \[1, 5\] was validated with a finite loss"):
+            checkpointer.restore(make_state(), "best")
+
+
 def test_newest_are_kept_across_processes(tmp_path):
     for step in (1, 5, 9):
         saved(tmp_path, step, keep=2)

@@ -338,6 +338,24 @@ def test_the_loaded_model_has_the_loss_that_the_run_reported(config, uninterrupt
     assert total / weight == pytest.approx(reported["nll"], rel=1e-5)
 
 
+def test_a_run_keeps_the_checkpoint_of_its_lowest_validation_loss_over_restarts(config, workdir, monkeypatch):
+    losses = {50: 3.0, 100: 1.5, 150: math.nan, 200: 2.0}
+    evaluator = loop.Evaluator.__call__
+
+    def evaluate(self, parts):
+        found = evaluator(self, parts)
+        return found._replace(values=found.values | {"nll": next(remaining)})
+
+    monkeypatch.setattr(loop.Evaluator, "__call__", evaluate)
+    spare = {"eval_every": 50, "keep_checkpoints": 1}
+    for end in losses:  # one start each
+        remaining = iter([losses[end]])
+        training = dataclasses.replace(config.training, max_steps=end, **spare)
+        train(dataclasses.replace(config, training=training), workdir)
+    assert sorted(int(path.name) for path in checkpoint_folder(workdir).iterdir()) == [100, 200]
+    assert [sem_jax.load(workdir, step).step for step in ("best", None)] == [100, 200]
+
+
 def test_an_older_checkpoint_is_loaded_on_request(uninterrupted):
     older, newest = sem_jax.load(uninterrupted, step=150), sem_jax.load(uninterrupted)
     assert older.step == 150
