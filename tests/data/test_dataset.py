@@ -10,6 +10,7 @@ from corpora import Watched, make_texts, text_config, write_texts
 from sem_jax.config import DataConfig
 from sem_jax.data import DataError, open_dataset, train_tokenizer
 from sem_jax.data.cache import cache_folder, open_streams
+from sem_jax.data.dataset import open_tokenizer
 from sem_jax.data.seal import unsealed
 from sem_jax.data.sources import open_source
 from sem_jax.data.splits import split_documents
@@ -156,6 +157,19 @@ class TestCache:
         path.write_text(path.read_text()[:50])
         assert open_dataset(config, 0, 4).tokenizer.fingerprint == before
         assert caplog.text.count("it will be trained again") == 1
+
+    @pytest.mark.parametrize("kind", ["bpe", "char"])
+    def test_no_flipped_bit_makes_a_cached_tokenizer_another_one(self, tmp_path, kind):
+        config = text_config(tmp_path, TEXTS, tokenizer=kind, bpe_vocab_size=300)
+        source = open_source(config)
+        before = open_tokenizer(source, TEXTS, config).fingerprint
+        (path,) = cached_files(config, "tokenizers")
+        content = path.read_bytes()
+        for position in np.random.default_rng(0).choice(8 * len(content), 150, replace=False):
+            damaged = bytearray(content)
+            damaged[position // 8] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            assert open_tokenizer(source, TEXTS, config).fingerprint == before, position
 
     def test_nothing_is_left_of_a_build_that_failed_or_was_killed(self, tmp_path):
         config = text_config(tmp_path, TEXTS)
