@@ -62,7 +62,9 @@ def save_sealed(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads what `Tokenizer.save` or `save_sealed` wrote; a fitting `tokenizer.json` of the HuggingFace library is a bpe tokenizer.
+    """Reads what `Tokenizer.save` or `save_sealed` wrote.
+
+    A fitting `tokenizer.json` of the HuggingFace library is a bpe tokenizer.
 
     Raises:
       DataError: the file is missing, damaged or not a tokenizer.
