@@ -166,7 +166,9 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; make room, or choose a place that can be written to"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -21,6 +21,8 @@ import json
 import logging
 import math
 import os
+import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +45,8 @@ Record = dict[str, Entry]
 Choice = int | Literal["best"] | None  # of a checkpoint: a step, that of the lowest validation loss, or the newest
 
 _MAX_LISTED = 10
+_CLEARING = 5  # seconds at most
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is not complete
 
 
 class CheckpointError(SemJaxError, RuntimeError):
@@ -88,6 +92,7 @@ class Checkpointer:
         if self._directory.is_file():
             raise CheckpointError(f"{self._directory} is a file; give a directory for the checkpoints")
         logging.getLogger("absl").addFilter(_without_orbax_chatter)
+        logging.getLogger("asyncio").addFilter(_without_unread_failures)
         self._reader = self._open(writing=False)
         self._writer: ocp.CheckpointManager | None = None
         self._unfinished: int | None = None
@@ -139,6 +144,12 @@ class Checkpointer:
         step, self._unfinished = self._unfinished, None
         with self._failing_loudly(step):
             self._writer.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises as `wait` does if the last save of a process alone has failed already, and returns at once else."""
+        alone = jax.process_count() == 1  # several find out at the next save, which they begin together
+        if alone and self._writer is not None and not self._writer.is_saving_in_progress():
+            self.wait()
 
     def close(self) -> None:
         """Waits for the last save and releases the threads; raises as `wait` does."""
@@ -275,15 +286,25 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # one full disk raises many types, from orbax, tensorstore and the system
-            failed, self._writer, self._current = self._writer, None, None
+            failed, self._writer, self._current, self._unfinished = self._writer, None, None, None
             with contextlib.suppress(Exception):
                 if failed is not None:
                     failed.close()
-                self._writer = self._open(writing=True)  # clears the unfinished files
+            self._clear_unfinished()
             raise CheckpointError(
                 f"{self.path(step)} could not be written ({_summary(error)}). Nothing of it is left and the older "
                 "checkpoints are untouched; check free space and permissions, then start again from the newest"
             ) from error
+
+    def _clear_unfinished(self) -> None:
+        """Removes what is left of a save that failed, until its other threads have stopped to make it again."""
+        quiet, deadline = 0, time.monotonic() + _CLEARING
+        while is_first() and quiet < 5 and time.monotonic() < deadline:
+            left = list(self._directory.glob(f"*{_UNFINISHED}*"))
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+            quiet = 0 if left else quiet + 1
+            time.sleep(0.05)
 
     def _read_record(self, step: int) -> Record:
         with _agreed(), _reading("its record"):
@@ -384,6 +405,11 @@ def _without_orbax_chatter(message: logging.LogRecord) -> bool:
     # Orbax logs the traceback of one failure in every thread that it passes; here it is raised, once.
     wanted = message.levelno >= logging.WARNING and not message.exc_info
     return wanted or not message.pathname.startswith(os.path.dirname(ocp.__file__))
+
+
+def _without_unread_failures(message: logging.LogRecord) -> bool:
+    # Orbax leaves further failures of the same save or restore unread; asyncio logs a traceback of each.
+    return "exception was never retrieved" not in str(message.msg)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def train(
         for step, batch in enumerate(batches, start=start + 1):
             state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
             report.step(step, metrics)
+            checkpointer.check()
             last = interrupted(step) or step == training.max_steps
             # Saved first: what follows may fail, and a stop may leave little time.
             if step % training.checkpoint_every == 0 or last:

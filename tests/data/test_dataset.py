@@ -1,5 +1,6 @@
 import itertools
 import json
+import resource
 import subprocess
 import sys
 
@@ -170,6 +171,22 @@ class TestCache:
             damaged[position // 8] ^= 1 << position % 8
             path.write_bytes(damaged)
             assert open_tokenizer(source, TEXTS, config).fingerprint == before, position
+
+    @pytest.mark.parametrize(
+        ("room", "message"), [(100, r"cannot write .*tokenizers/.*make room"), (3000, r"cannot build the token cache")]
+    )
+    def test_a_full_disk_is_named_and_nothing_half_written_stays(self, tmp_path, room, message):
+        config = text_config(tmp_path, TEXTS, tokenizer="char")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # bytes of any file that this process writes
+        try:
+            with pytest.raises(DataError, match=message):
+                open_dataset(config, 0, 4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert cached_files(config) == []
+        assert len(cached_files(config, "tokenizers")) == (room == 3000)
+        open_dataset(config, 0, 4)
 
     def test_nothing_is_left_of_a_build_that_failed_or_was_killed(self, tmp_path):
         config = text_config(tmp_path, TEXTS)
