@@ -66,7 +66,7 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
 
 
 class LastingOutput(io.TextIOBase):
-    """Standard output for what must not end with it: a closed pipe or a full disk is one warning, and then silence."""
+    """Standard output for what must not break off with it: a closed pipe or a full disk is one warning, no more."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -79,6 +79,10 @@ class LastingOutput(io.TextIOBase):
 
     def __exit__(self, *_: object) -> None:
         sys.stdout = self._before
+
+    def unread(self) -> bool:
+        """Whether whoever read it has ended."""
+        return self.lost is not None and self.lost.errno == errno.EPIPE
 
     def write(self, text: str) -> int:
         """As of any stream, but that nothing is raised."""
@@ -113,9 +117,9 @@ class LastingOutput(io.TextIOBase):
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             with contextlib.suppress(OSError):  # the terminal may be gone altogether
+                then = "the run stops after this step" if self.unread() else "the run goes on without it"
                 print(
-                    f"warning: the output: {error.strerror}; the run goes on without it, and its workdir holds all "
-                    "that it tells",
+                    f"warning: the output: {error.strerror}; {then}, and its workdir holds all that it tells",
                     file=sys.stderr,
                 )
 

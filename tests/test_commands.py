@@ -168,7 +168,10 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
     fake.parent.mkdir()
     fake.write_text(
         "import sem_jax.training.loop as loop\n"
-        "loop.train = lambda config, workdir, **_: loop.TrainResult(7, False, {})\n"
+        "def train(config, workdir, fallback, unread):\n"
+        "    print('step 7', flush=True)\n"
+        "    return loop.TrainResult(7, False, {'unread': unread()})\n"
+        "loop.train = train\n"
     )
     variables = environment(folder)
     variables["PYTHONPATH"] = os.pathsep.join([str(fake.parent), variables["PYTHONPATH"]])
@@ -178,11 +181,19 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
         for _ in range(2):
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=variables, cwd=folder)
             assert done.returncode == 75, done.stderr  # `train && evaluate` must not go on
-            (line,) = done.stdout.splitlines()
+            _, line = done.stdout.splitlines()
             message, _, again = line.partition("; go on with: ")
             assert message == "stopped and saved at step 7"
             arguments = shlex.split(again)
             assert arguments == [*start, *flags]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        done = subprocess.run(arguments, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, env=variables)
+    assert done.returncode == 75
+    warning, line = done.stderr.splitlines()
+    assert "Broken pipe; the run stops after this step" in warning
+    assert line.startswith("stopped and saved at step 7; go on with: ")
 
 
 def console_script(folder):
@@ -349,6 +360,7 @@ def test_a_lost_output_is_one_warning_and_ends_nothing(capsys, kind):
                 print("step", step, flush=True)
         assert sys.stdout is before
         assert output.lost.errno == (errno.EPIPE if kind == "pipe" else errno.ENOSPC)
+        assert output.unread() == (kind == "pipe")
     written = capsys.readouterr().err
     assert written.startswith("warning: the output: ")
     assert written.count("\n") == 1

@@ -40,6 +40,7 @@ def train(
     echo: Callable[[str], None] = print,
     make_step: Callable[[Config], TrainStep] | None = None,
     fallback: bool = False,
+    unread: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -54,6 +55,7 @@ def train(
         `sem_jax.testing.planting`.
       fallback: whether to go on from the newest checkpoint that is intact where newer ones are damaged; these are
         renamed, not deleted.
+      unread: whether nobody reads what is printed any more, as behind a closed pipe; the run stops as after Ctrl-C.
 
     Raises:
       ConfigError, DataError, CheckpointError: the input, the devices or the workdir cannot be used.
@@ -97,7 +99,7 @@ def train(
         echo(_describe(config, dataset, count_parameters(state.params)))
         if jax.device_count() > 1:
             echo(f"{layout.mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes, {layout}")
-        interrupted = stack.enter_context(interruptible(echo))
+        interrupted = stack.enter_context(interruptible(echo, unread))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))

@@ -214,6 +214,15 @@ def test_ctrl_c_finishes_the_step_saves_and_gives_the_signal_back(config, workdi
         assert checkpointer.latest_step() == 7
 
 
+def test_a_run_that_nobody_reads_stops_after_the_step_and_saves(config, workdir, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Monitor, "step", at_step(7, lambda: seen.append(7)))
+    result = train(config, workdir, unread=lambda: bool(seen))
+    assert (result.step, result.finished) == (7, False)
+    with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
+        assert checkpointer.latest_step() == 7
+
+
 def test_a_second_ctrl_c_stops_at_once(config, workdir, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
