@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from sem_jax.cli import checkpoint_flags, parse_flags, reporting_errors
 from sem_jax.config import build
-from sem_jax.data.files import write_atomically
+from sem_jax.data.files import require_writable, write_atomically
 from sem_jax.diagnosis.run import diagnose_config, diagnose_run
 from sem_jax.diagnosis.table import format_diagnosis
 
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --workdir to examine a run, or --config to examine a fresh model")
     if (step is not None or _FALLBACK.value) and workdir is None:
         raise app.UsageError("--checkpoint and --fallback need --workdir")
+    if _JSON.value is not None:
+        require_writable(_JSON.value)
     found = diagnose_config(build(config)) if workdir is None else diagnose_run(workdir, step, _FALLBACK.value)
     print(format_diagnosis(found))
     if _JSON.value is not None:

@@ -382,9 +382,29 @@ def test_only_what_orbax_leaves_behind_is_passed_over(monkeypatch):
         ("evaluate", ["--workdir=w", "--config.data.foo=1"], ["--config has no such field: 'foo'"]),
         ("evaluate", ["--workdir=w", "--tokens=t.npy", "--dump=x.txt"], ["x.txt cannot be written", ".npz"]),
         ("convert", ["--workdir=w", "--to=x.txt"], ["x.txt cannot be written", ".safetensors or .npz"]),
+        ("evaluate", ["--workdir=w", "--tokens=t.npy", "--dump=text.txt/x.npz"], ["cannot write text.txt/x.npz: "]),
+        ("convert", ["--workdir=w", "--to=text.txt/x.npz"], ["cannot write text.txt/x.npz: "]),
+        ("diagnose", ["--workdir=w", "--json=text.txt/x.json"], ["cannot write text.txt/x.json: "]),
+        ("diagnose", ["--workdir=w", "--json=."], ["cannot write .: it is a folder"]),
+        (
+            "tokenizer",
+            ["--source=text", "--path=missing", "--output=text.txt/x.json"],
+            ["cannot write text.txt/x.json"],
+        ),
         ("train", ["--workdir=w", "--config=pipe"], ["pipe: it is a pipe or a device, not a file"]),
     ],
-    ids=["empty", "unknown field", "dump", "export", "pipe"],
+    ids=[
+        "empty",
+        "unknown field",
+        "dump",
+        "export",
+        "dump's place",
+        "export's place",
+        "json's place",
+        "json a folder",
+        "tokenizer's place",
+        "pipe",
+    ],  # fmt: skip
 )
 def test_what_cannot_work_is_refused_before_any_work(folder, name, flags, parts):
     if not (folder / "pipe").exists():

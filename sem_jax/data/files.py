@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +151,23 @@ def write_atomically(path: Path, text: str) -> None:
     """
     with open_atomically(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """To be asked before a computation whose result is to be written there; makes the folder where it is missing.
+
+    Raises:
+      DataError: `path` is a folder, or its folder cannot be made or written to.
+    """
+    folder = Path(path).parent
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
 
 
 @contextlib.contextmanager
