@@ -393,18 +393,7 @@ def test_only_what_orbax_leaves_behind_is_passed_over(monkeypatch):
         ),
         ("train", ["--workdir=w", "--config=pipe"], ["pipe: it is a pipe or a device, not a file"]),
     ],
-    ids=[
-        "empty",
-        "unknown field",
-        "dump",
-        "export",
-        "dump's place",
-        "export's place",
-        "json's place",
-        "json a folder",
-        "tokenizer's place",
-        "pipe",
-    ],  # fmt: skip
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
 )
 def test_what_cannot_work_is_refused_before_any_work(folder, name, flags, parts):
     if not (folder / "pipe").exists():
