@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ PyTree = Any
 Split = Literal["train", "validation", "skip"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
+_CHECKSUM = ', "crc": '
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
 _OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
 
@@ -35,7 +37,11 @@ class MetricsError(SemJaxError, ValueError):
 class MetricsWriter:
     """Appends to `<workdir>/metrics.jsonl` one JSON object a line, handed to the system at once; a context manager.
 
-    JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it.
+    JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it. The last value of a
+    line, "crc", is a checksum of all that stands before it.
+
+    Attributes:
+      last_step: of the lines that the file held when it was opened; 0 if there was none.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -52,10 +58,14 @@ class MetricsWriter:
         path = Path(workdir) / FILE_NAME
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [(line, v["step"]) for line, v in (_parse(path) if path.exists() else []) if v["step"] <= start_step]
+            if start_step == 0:
+                kept = []
             if path.exists():
-                _rewrite(path, [line for line, v in _parse(path) if start_step > 0 and v["step"] <= start_step])
+                _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
         self._path = path
+        self.last_step = max((step for _, step in kept), default=0)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -75,7 +85,8 @@ class MetricsWriter:
           MetricsError: the file cannot be written.
         """
         numbers = {name: _strict(value) for name, value in values.items()}
-        line = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)
+        content = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)[:-1]
+        line = f"{content}{_CHECKSUM}{zlib.crc32(content.encode())}}}"
         with _naming(self._path):
             self._file.write(line + "\n")
             self._file.flush()
@@ -156,20 +167,24 @@ def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             try:
                 parsed.append((line.rstrip(b"\r\n"), _values(line)))
             except ValueError as error:
-                if not file.read(1):
+                if not file.read(1) and not line.endswith(b"\n"):
                     break  # torn, as the run was killed at it or is writing it
                 raise MetricsError(f"{path}, line {number} is damaged ({error}); delete that line") from error
     return parsed
 
 
 def _values(line: bytes) -> dict[str, Any]:
-    """The values of a line; raises ValueError."""
+    """The values of a line, which versions before 0.2 wrote without a checksum; raises ValueError."""
     values = parse_json(line)
+    content, _, checksum = line.rpartition(_CHECKSUM.encode())
+    if content and checksum.rstrip() != b"%d}" % zlib.crc32(content):
+        raise ValueError("it has changed since it was written: its checksum does not fit")
     if not isinstance(values, dict) or not isinstance(values.get("split"), str):
         raise ValueError("it is no record of a split")
     step = values.get("step")
     if not isinstance(step, int) or not 0 <= step < 2**63:
         raise ValueError("it has no step")
+    values.pop("crc", None)
     return values
 
 

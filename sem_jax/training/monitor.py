@@ -62,6 +62,11 @@ class Monitor:
         self._leaf_names = leaf_names(state.params, state.opt_state.inner)
         self._writer = MetricsWriter(workdir, start_step) if is_first() else None
         self._progress = Progress(config.training.max_steps, start_step, None if is_first() else _Nowhere())
+        if self._writer is not None and self._writer.last_step <= start_step - config.training.log_every:
+            self._progress.note(
+                f"warning: the run goes on from step {start_step}, and metrics.jsonl tells nothing after step "
+                f"{self._writer.last_step}"
+            )
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length

@@ -282,6 +282,18 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_only_when_asked(config
     assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
 
 
+def test_lost_metrics_are_told_of_and_cost_nothing_else(config, workdir, uninterrupted, capsys):
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "metrics.jsonl").write_bytes(b"")
+    train(config, workdir)
+    assert (
+        "warning: the run goes on from step 200, and metrics.jsonl tells nothing after step 0"
+        in capsys.readouterr().out
+    )
+    train(config, uninterrupted)
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_finished_run_started_again_does_nothing(config, uninterrupted):
     before = final_state(uninterrupted), metrics_of(uninterrupted)
     result = train(config, uninterrupted)
