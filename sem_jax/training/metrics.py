@@ -58,9 +58,8 @@ class MetricsWriter:
         path = Path(workdir) / FILE_NAME
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [(line, v["step"]) for line, v in (_parse(path) if path.exists() else []) if v["step"] <= start_step]
-            if start_step == 0:
-                kept = []
+            lines = _parse(path) if start_step > 0 and path.exists() else []
+            kept = [(line, v["step"]) for line, v in lines if v["step"] <= start_step]
             if path.exists():
                 _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
@@ -137,6 +136,18 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         {_OLD_NAMES.get(name, name): math.nan if v is None else v for name, v in values.items()}
         for _, values in _parse(path)
     ]
+
+
+def gap_warning(last_step: int, start_step: int, log_every: int) -> str | None:
+    """What to say where a run goes on from a step that its metrics do not reach; None where they do.
+
+    >>> gap_warning(30, 40, 20)
+    >>> gap_warning(20, 40, 20)
+    'the run goes on from step 40, and metrics.jsonl tells nothing after step 20'
+    """
+    if last_step > start_step - log_every:
+        return None
+    return f"the run goes on from step {start_step}, and {FILE_NAME} tells nothing after step {last_step}"
 
 
 def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
