@@ -199,12 +199,14 @@ class Checkpointer:
         steps = self._steps()
         if not steps:
             raise CheckpointError(f"there is no checkpoint in {self._directory}; check the path, or train first")
-        step = self._choose(step, steps)
+        wanted, step = step, self._choose(step, steps)
         self.passed_over = {}
         for candidate in [each for each in reversed(steps) if each <= step]:
             try:
                 return candidate, self._restore(like, candidate)
             except _Damaged as damage:
+                if self._has_gone_on(steps):  # and may have deleted what was just read
+                    return self.restore(like, wanted, fallback)
                 if not fallback:
                     raise CheckpointError(self._cure(step, damage)) from damage
                 self.passed_over[candidate] = f"{self.path(candidate)} is damaged: {damage}"
@@ -231,6 +233,10 @@ class Checkpointer:
         self._current = (step, record)
         leaves = [_place(arrays[name], target) for name, target in targets.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _has_gone_on(self, steps: list[int]) -> bool:
+        """Whether the run has saved another checkpoint since these were all."""
+        return max(self._steps(), default=-1) > steps[-1]
 
     def set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint, so that later steps can be saved; returns its new name.

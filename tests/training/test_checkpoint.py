@@ -447,6 +447,23 @@ def test_a_renamed_checkpoint_is_not_believed(tmp_path):
     assert restore(tmp_path)[0] == 40
 
 
+@pytest.mark.parametrize("part", ["_read_record", "_read_arrays"])
+def test_a_reader_that_a_run_overtakes_reads_what_has_come(tmp_path, monkeypatch, part):
+    saved(tmp_path, 1, keep=1)
+    read, overtaken = getattr(Checkpointer, part), []
+
+    def overtake(self, step, *others):
+        if not overtaken:
+            overtaken.append(step)
+            saved(tmp_path, 2, keep=1)
+        return read(self, step, *others)
+
+    monkeypatch.setattr(Checkpointer, part, overtake)
+    step, state = restore(tmp_path)
+    assert (overtaken, step) == ([1], 2)
+    assert_same_bits(state, make_state(2))
+
+
 @pytest.mark.parametrize("content", ["empty", "foreign"])
 def test_folder_that_is_no_checkpoint_of_ours_is_named(tmp_path, content):
     saved(tmp_path, 1)
