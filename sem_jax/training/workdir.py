@@ -199,7 +199,8 @@ def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
     folder = Path(workdir)
     record = _read_record(folder)
     config = build(record["config"])
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    cure = "restore it; the command that trained this run writes it again when it goes on"
+    tokenizer = load_tokenizer(folder / "tokenizer.json", cure)
     if record.get("tokenizer") not in (None, content_digest(folder / "tokenizer.json")):
         raise DataError(
             f"{folder}/tokenizer.json has changed since it was written; restore it. If you changed it on purpose, "

@@ -61,15 +61,21 @@ def save_sealed(tokenizer: Tokenizer, path: Path) -> None:
     write_atomically(path, json.dumps(sealed(json.loads(tokenizer.to_json())), ensure_ascii=False))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+_CURE = "restore the file; a new one, which fits no model yet, is trained with: python -m sem_jax.tokenizer"
+
+
+def load_tokenizer(path: str | Path, cure: str = _CURE) -> Tokenizer:
     """Reads what `Tokenizer.save` or `save_sealed` wrote.
 
     A fitting `tokenizer.json` of the HuggingFace library is a bpe tokenizer.
 
+    Args:
+      path: of the file.
+      cure: what to do where it cannot be read, for the error.
+
     Raises:
       DataError: the file is missing, damaged or not a tokenizer.
     """
-    cure = "restore the file; a new one, which fits no model yet, is trained with: python -m sem_jax.tokenizer"
     try:
         text = read_text(Path(path).expanduser(), _LARGEST_FILE)
         content = parse_json(text)
