@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
 import zlib
@@ -26,6 +27,7 @@ Split = Literal["train", "validation", "skip"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 _CHECKSUM = ', "crc": '
+_WHOLE = re.compile(rb'\n$|, "crc": \d+}')  # a line that its writer has ended
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
 _OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
 
@@ -178,7 +180,7 @@ def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             try:
                 parsed.append((line.rstrip(b"\r\n"), _values(line)))
             except ValueError as error:
-                if not file.read(1) and not line.endswith(b"\n"):
+                if not file.read(1) and not _WHOLE.search(line):
                     break  # torn, as the run was killed at it or is writing it
                 raise MetricsError(f"{path}, line {number} is damaged ({error}); delete that line") from error
     return parsed
