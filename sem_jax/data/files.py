@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,6 +153,23 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """To be asked before a computation whose result is to be written there; makes the folder where it is missing.
+
+    Raises:
+      DataError: `path` is a folder, or its folder cannot be made or written to.
+    """
+    folder = Path(path).parent
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+
+
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write that stands at `path` when the context is left, and not at all if that is by an exception.
@@ -166,7 +184,9 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; make room, or choose a place that can be written to"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

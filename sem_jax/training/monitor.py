@@ -17,7 +17,15 @@ from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
-from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Split, Throughput, bits_per_byte
+from sem_jax.training.metrics import (
+    LateMetrics,
+    MetricsWriter,
+    Progress,
+    Split,
+    Throughput,
+    bits_per_byte,
+    gap_warning,
+)
 from sem_jax.training.processes import is_first
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
@@ -62,6 +70,10 @@ class Monitor:
         self._leaf_names = leaf_names(state.params, state.opt_state.inner)
         self._writer = MetricsWriter(workdir, start_step) if is_first() else None
         self._progress = Progress(config.training.max_steps, start_step, None if is_first() else _Nowhere())
+        if self._writer is not None and (
+            warning := gap_warning(self._writer.last_step, start_step, config.training.log_every)
+        ):
+            self._progress.note(f"warning: {warning}")
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
