@@ -26,12 +26,13 @@ from absl import app, flags
 from survival_runs import (
     Launcher,
     Life,
+    cache_folder,
     default_signals,
     differences,
     has_torn_line,
-    is_saving,
     saved_steps,
     small_config,
+    unfinished,
 )
 from timing import table, write_json
 
@@ -88,6 +89,7 @@ class Campaign:
             reached = 0
             finished = False
             while not finished:
+                before = unfinished(workdir)
                 with self.reference.launcher.start(workdir) as life:
                     came = self.tried < count and act(life)
                     self.tried += came
@@ -99,10 +101,11 @@ class Campaign:
                     self.lost.append(f"a restart ended with {statuses}: {life.said()[-300:]}")
                     break
                 durable = max(saved_steps(workdir), default=None)
-                self.saving += came and is_saving(workdir)
+                self.saving += came and bool(unfinished(workdir) - before)
                 self.torn += came and has_torn_line(workdir)
             self.lost += differences(workdir, self.reference.workdir)[:3] if finished else []
             shutil.rmtree(workdir)
+            shutil.rmtree(cache_folder(workdir))
 
     def _check_start(self, life: Life, durable: int | None, reached: int) -> None:
         """A life goes on from the newest checkpoint that was complete when the one before it ended."""

@@ -83,6 +83,7 @@ class Launcher:
     def start(self, workdir: Path) -> Life:
         """Starts the processes, once more where they have been started before."""
         command = [sys.executable, "-m", "sem_jax.train", f"--config={self._file}", f"--workdir={workdir}"]
+        command += [f"--config.data.cache_dir={cache_folder(workdir)}"]  # its own, so that a kill may strike there, too
         if self.processes > 1:
             command += [f"--coordinator=127.0.0.1:{_free_port()}", f"--num_processes={self.processes}"]
         return Life(workdir, self.folder, [self._start(command, rank) for rank in range(self.processes)])
@@ -159,14 +160,19 @@ class Life:
         return time.monotonic() - self._start
 
 
+def cache_folder(workdir: Path) -> Path:
+    """Where the tokens of a run lie."""
+    return workdir.with_suffix(".cache")
+
+
 def saved_steps(workdir: Path) -> list[int]:
     """Steps of the checkpoints that are complete on disk, oldest first."""
     return sorted(int(path.name) for path in checkpoint_folder(workdir).glob("*") if path.name.isdecimal())
 
 
-def is_saving(workdir: Path) -> bool:
-    """Whether the folder holds a checkpoint that is not complete."""
-    return any(not path.name.isdecimal() for path in checkpoint_folder(workdir).glob("*"))
+def unfinished(workdir: Path) -> set[str]:
+    """Names of the checkpoints that are not complete, of which a kill leaves one and the next save clears it."""
+    return {path.name for path in checkpoint_folder(workdir).glob("*") if not path.name.isdecimal()}
 
 
 def has_torn_line(workdir: Path) -> bool:
@@ -179,12 +185,18 @@ def differences(workdir: Path, reference: Path) -> list[str]:
     """How what a finished run has left differs from what one has left that was never interrupted."""
     found = metrics_faults((workdir / "metrics.jsonl").read_bytes(), (reference / "metrics.jsonl").read_bytes())
     found += [f"{path.name} is left over" for path in sorted(workdir.iterdir()) if path.name not in _WORKDIR]
+    found += [f"{name} is left over in the cache" for name in sorted(_files(workdir) - _files(reference))]
     left = sorted(path.name for path in checkpoint_folder(workdir).iterdir())
     wanted = sorted(path.name for path in checkpoint_folder(reference).iterdir())
     if left != wanted:
         return [*found, f"checkpoints {left}, not {wanted}"]
     ours, theirs = final_arrays(workdir), final_arrays(reference)
     return found + [f"{name} differs" for name in theirs if ours[name].tobytes() != theirs[name].tobytes()]
+
+
+def _files(workdir: Path) -> set[str]:
+    cache = cache_folder(workdir)
+    return {str(path.relative_to(cache)) for path in cache.rglob("*")}
 
 
 def final_arrays(workdir: Path) -> dict[str, np.ndarray]:

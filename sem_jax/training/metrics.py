@@ -36,6 +36,9 @@ class MetricsWriter:
     """Appends to `<workdir>/metrics.jsonl` one JSON object a line, handed to the system at once; a context manager.
 
     JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it.
+
+    Attributes:
+      evaluated: whether the file told of an evaluation at the step that the run goes on from.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -50,10 +53,13 @@ class MetricsWriter:
           MetricsError: a line other than the last is damaged, or the file cannot be written.
         """
         path = Path(workdir) / FILE_NAME
+        self.evaluated = False
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                _rewrite(path, [line for line, v in _parse(path) if start_step > 0 and v["step"] <= start_step])
+                kept = [(line, v) for line, v in _parse(path) if start_step > 0 and v["step"] <= start_step]
+                self.evaluated = any(v["split"] == "validation" and v["step"] == start_step for _, v in kept)
+                _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
         self._path = path
 
