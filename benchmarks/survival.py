@@ -41,6 +41,17 @@ _CHECKPOINT_EVERY, _EVAL_EVERY = 5, 10
 _WINDOW = 3.0  # seconds of training in which a moment lies
 
 
+class Counts(NamedTuple):
+    """How often, and for how long; each is a flag of the same name."""
+
+    kills: int = 60
+    lost_processes: int = 10
+    signals: int = 8  # of each kind
+    run_steps: int = 200  # of a run that is killed or stopped
+    night_steps: int = 20_000
+    fault_every: int = 500  # steps of a night
+
+
 class Row(NamedTuple):
     """A line of the table; `lost` tells of each loss in a sentence."""
 
@@ -128,9 +139,9 @@ class Campaign:
         return Row(what, self.tried, self.lost, found)
 
 
-def kills(folder: Path, rng: random.Random) -> Row:
+def kills(folder: Path, rng: random.Random, counts: Counts) -> Row:
     """kill -9 at any moment of one process."""
-    campaign = Campaign(undisturbed(folder, flags.FLAGS.run_steps), rng)
+    campaign = Campaign(undisturbed(folder, counts.run_steps), rng)
 
     def kill(life: Life) -> bool:
         if not campaign.moment(life):
@@ -138,13 +149,13 @@ def kills(folder: Path, rng: random.Random) -> Row:
         life.processes[0].kill()
         return True
 
-    campaign.disturb(flags.FLAGS.kills, kill)
+    campaign.disturb(counts.kills, kill)
     return campaign.row("kill -9", **_moments(campaign))
 
 
-def lost_processes(folder: Path, rng: random.Random) -> Row:
+def lost_processes(folder: Path, rng: random.Random, counts: Counts) -> Row:
     """kill -9 of one of two processes, which have four devices each; the other one has to end by itself."""
-    campaign = Campaign(undisturbed(folder, flags.FLAGS.run_steps, processes=2, devices=4), rng)
+    campaign = Campaign(undisturbed(folder, counts.run_steps, processes=2, devices=4), rng)
 
     def kill(life: Life) -> bool:
         if not campaign.moment(life):
@@ -155,7 +166,7 @@ def lost_processes(folder: Path, rng: random.Random) -> Row:
             campaign.lost.append(f"process {1 - one} did not end: {life.said(1 - one)[-300:]}")
         return True
 
-    campaign.disturb(flags.FLAGS.lost_processes, kill)
+    campaign.disturb(counts.lost_processes, kill)
     return campaign.row("kill -9 of one of 2 processes x 4 devices", **_moments(campaign))
 
 
@@ -163,9 +174,9 @@ def _moments(campaign: Campaign) -> dict[str, int]:
     return {"in the start-up": campaign.starting, "inside a save": campaign.saving, "torn lines": campaign.torn}
 
 
-def signals(folder: Path, rng: random.Random) -> Iterator[Row]:
+def signals(folder: Path, rng: random.Random, counts: Counts) -> Iterator[Row]:
     """What asks a run to stop: once, it finishes its step and saves; twice, it stops at once."""
-    reference = undisturbed(folder, flags.FLAGS.run_steps)
+    reference = undisturbed(folder, counts.run_steps)
     for name, numbers in {
         "SIGTERM": [signal.SIGTERM],
         "SIGHUP": [signal.SIGHUP],
@@ -186,7 +197,7 @@ def signals(folder: Path, rng: random.Random) -> Iterator[Row]:
             campaign.stopped += status == _STOPPED
             return status != 0
 
-        campaign.disturb(flags.FLAGS.signals, ask)
+        campaign.disturb(counts.signals, ask)
         yield campaign.row(name, **{"in the start-up": campaign.starting, "stopped and saved": campaign.stopped})
 
 
@@ -205,9 +216,9 @@ def _wrongly_stopped(life: Life, status: int | None, training: bool, twice: bool
     return [] if good else [f"exit status {status}: {said[-300:]}"]
 
 
-def night(folder: Path, rng: random.Random) -> Row:
+def night(folder: Path, rng: random.Random, counts: Counts) -> Row:
     """A long run with a fault every so many steps, beside three seeds of the same run without."""
-    steps, every = flags.FLAGS.night_steps, flags.FLAGS.fault_every
+    steps, every = counts.night_steps, counts.fault_every
     faults = survival_night.faults(steps, every, rng)
     config = small_config(folder, steps, **survival_night.CHANGES)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -219,7 +230,7 @@ def night(folder: Path, rng: random.Random) -> Row:
     return Row(f"{steps:,} steps, a fault every {every}", len(faults), lost, survival_night.summary(nights))
 
 
-CAMPAIGNS: dict[str, Callable[[Path, random.Random], Row | Iterator[Row]]] = {
+CAMPAIGNS: dict[str, Callable[[Path, random.Random, Counts], Row | Iterator[Row]]] = {
     "kills": kills,
     "lost_processes": lost_processes,
     "signals": signals,
@@ -233,9 +244,10 @@ def main(argv: list[str]) -> None:
     default_signals()
     path = Path(flags.FLAGS.json) if flags.FLAGS.json else None
     rows: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
+    counts = Counts(*(flags.FLAGS[name].value for name in Counts._fields))
     for name in flags.FLAGS.only or CAMPAIGNS:
         folder = Path(tempfile.mkdtemp(prefix="survival"))
-        found = CAMPAIGNS[name](folder, random.Random(flags.FLAGS.seed))
+        found = CAMPAIGNS[name](folder, random.Random(flags.FLAGS.seed), counts)
         for row in [found] if isinstance(found, Row) else found:
             rows[row.what] = {"tried": row.tried, "lost": row.lost, **row.found}
             print(f"{row.what}: {len(row.lost)} of {row.tried} lost", *row.lost, sep="\n    ", flush=True)
@@ -259,12 +271,8 @@ def as_table(rows: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     flags.DEFINE_multi_enum("only", [], list(CAMPAIGNS), "Campaigns; without one, all.")
-    flags.DEFINE_integer("kills", 60, "Kills of one process.", lower_bound=1)
-    flags.DEFINE_integer("lost_processes", 10, "Kills of one of two processes.", lower_bound=1)
-    flags.DEFINE_integer("signals", 8, "Signals of each kind.", lower_bound=1)
-    flags.DEFINE_integer("run_steps", 300, "Length of a run that is killed or stopped.", lower_bound=1)
-    flags.DEFINE_integer("night_steps", 20_000, "Length of a night.", lower_bound=1)
-    flags.DEFINE_integer("fault_every", 500, "Steps from one fault of a night to the next.", lower_bound=1)
+    for field, value in Counts()._asdict().items():
+        flags.DEFINE_integer(field, value, "See `Counts`.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of moments and faults.")
     flags.DEFINE_string("json", "", "File for the same table, which keeps the lines of campaigns not chosen.")
     app.run(main)
