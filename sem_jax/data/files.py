@@ -9,7 +9,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -177,9 +179,10 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
       DataError: the folder cannot be created or written to.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{_attempts(path)}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
@@ -190,6 +193,29 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Removes what killed processes of this host have left of their attempts to write the same file."""
+    attempt = re.compile(re.escape(_attempts(path)) + r"\.(\d+)\.\w+")
+    for left in path.parent.iterdir():
+        match = attempt.fullmatch(left.name)
+        if match and not _lives(int(match[1])):
+            left.unlink(missing_ok=True)
+
+
+def _attempts(path: Path) -> str:
+    return f".{path.name}.{socket.gethostname()}"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager

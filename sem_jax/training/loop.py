@@ -105,7 +105,18 @@ def train(
         batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))
         stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
+        def evaluate_and_sample(step: int, state: TrainState) -> None:
+            with report.paused():
+                evaluation = evaluate(state.evaluated)
+                report.evaluation(step, evaluation)
+                checkpointer.losses[step] = evaluation.values["nll"]
+                sampler.parts = layout.here(state.evaluated)
+                if is_first():
+                    report.sample(sampler.generate(config.sampling.prompt))
+
         step = start
+        if report.owes_evaluation:
+            evaluate_and_sample(step, state)
         for step, batch in enumerate(batches, start=start + 1):
             state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
             report.step(step, metrics)
@@ -116,14 +127,10 @@ def train(
                 with report.paused():
                     _save(checkpointer, evaluate, step, state, last, echo)
             if step % training.eval_every == 0 or last:
-                with report.paused():
-                    report.evaluation(step, evaluate(state.evaluated))
-                    checkpointer.losses[step] = report.validation["nll"]
-                    sampler.parts = layout.here(state.evaluated)
-                    if is_first():
-                        report.sample(sampler.generate(config.sampling.prompt))
+                evaluate_and_sample(step, state)
             if last:
                 break
+        checkpointer.wait()  # while signals still only ask
     return TrainResult(step, step >= training.max_steps, report.validation)
 
 

@@ -44,6 +44,7 @@ class MetricsWriter:
 
     Attributes:
       last_step: of the lines that the file held when it was opened; 0 if there was none.
+      evaluated: whether the file told of an evaluation at the step that the run goes on from.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -62,6 +63,7 @@ class MetricsWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = _parse(path) if start_step > 0 and path.exists() else []
             kept = [(line, v["step"]) for line, v in lines if v["step"] <= start_step]
+            self.evaluated = any(v["split"] == "validation" and v["step"] == start_step for _, v in lines)
             if path.exists():
                 _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")

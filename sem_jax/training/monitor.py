@@ -26,7 +26,7 @@ from sem_jax.training.metrics import (
     bits_per_byte,
     gap_warning,
 )
-from sem_jax.training.processes import is_first
+from sem_jax.training.processes import gather, is_first
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 
@@ -43,7 +43,12 @@ class _Nowhere(io.StringIO):
 
 
 class Monitor:
-    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits."""
+    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits.
+
+    Attributes:
+      owes_evaluation: whether an evaluation at the first step was due and never came; the same on all processes.
+      validation: values of the last evaluation.
+    """
 
     def __init__(
         self,
@@ -79,6 +84,10 @@ class Monitor:
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
         self._recent: list[StepMetrics] = []
         self.validation: dict[str, float] = {}
+        due = start_step % config.training.eval_every == 0 or start_step == config.training.max_steps
+        evaluated = gather(self._writer is not None and self._writer.evaluated)[0]
+        # Saving comes before evaluating, so the run may have been killed in between.
+        self.owes_evaluation = start_step > 0 and due and not evaluated
 
     def __enter__(self) -> Monitor:
         return self

@@ -221,7 +221,8 @@ def interruptible(
         if asked:
             raise KeyboardInterrupt
         asked = True
-        echo("\nstopping after this step; once more to stop at once")
+        with contextlib.suppress(RuntimeError):  # the signal came within a print, which cannot be entered twice
+            echo("\nstopping after this step; once more to stop at once")
         if not alone:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.monitor import Monitor, TrainingDiverged
+from sem_jax.training.processes import interruptible
 from sem_jax.training.state import abstract_state
 from sem_jax.training.step import StepMetrics
 from sem_jax.training.workdir import checkpoint_folder, locked_workdir, open_workdir
@@ -292,6 +294,53 @@ def test_lost_metrics_are_told_of_and_cost_nothing_else(config, workdir, uninter
     )
     train(config, uninterrupted)
     assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [100, STEPS])
+def test_an_evaluation_that_a_kill_has_prevented_is_made_up_for(config, workdir, uninterrupted, monkeypatch, step):
+    def killed(self, at, evaluation):
+        if at == step:
+            raise OSError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "evaluation", killed)
+        with pytest.raises(OSError, match="the machine is gone"):
+            train(config, workdir)
+    result = train(config, workdir)
+    wanted = [line for line in metrics_of(uninterrupted) if (line["split"], line["step"]) != ("validation", 100)]
+    found = [line for line in metrics_of(workdir) if (line["split"], line["step"]) != ("validation", 100)]
+    assert repeatable(found) == repeatable(wanted)
+    assert [line["step"] for line in metrics_of(workdir) if line["split"] == "validation"].count(step) == 1
+    assert result.validation["nll"] == metrics_of(uninterrupted)[-1]["nll"]
+
+
+def test_signals_ask_until_the_last_save_is_on_disk(config, workdir, monkeypatch):
+    handlers, original = [], Checkpointer.wait
+
+    def wait(self):
+        if self._unfinished == STEPS:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+        original(self)
+
+    monkeypatch.setattr(Checkpointer, "wait", wait)
+    assert train(config, workdir).finished
+    assert handlers
+    assert signal.SIG_DFL not in handlers  # which would end the process, and the save with it
+
+
+def test_a_signal_within_a_print_is_heard():
+    class Asking(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    output = io.TextIOWrapper(io.BufferedWriter(Asking()), write_through=True)
+    with interruptible(lambda line: print(line, file=output, flush=True)) as interrupted:
+        print("a step", file=output, flush=True)
+        assert interrupted(1)
 
 
 def test_a_finished_run_started_again_does_nothing(config, uninterrupted):
