@@ -22,7 +22,7 @@ SMALL = 2**16
 
 
 def num_devices() -> int:
-    """Devices that share a batch, 1 without a mesh; within `on_each_copy` those of one copy."""
+    """Devices that share a batch, 1 without a mesh; within `on_each_copy` those of one copy, in `on_each_device` 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
 
@@ -47,6 +47,21 @@ def on_each_copy(function: Callable[..., Any]) -> Callable[..., Any]:
 
     specs = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(own, axis_names={"data"}, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+
+
+def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(weights, rows), by each device for its own rows; the gradient of a weight is summed once, at the end.
+
+    Args:
+      function: of a pytree of weights and a pytree of arrays whose leading axis is spread over all devices; returns
+        such a pytree.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    if num_devices() == 1:
+        return function
+    specs = PartitionSpec(), PartitionSpec(axes)
+    return jax.shard_map(function, axis_names=set(axes), in_specs=specs, out_specs=PartitionSpec(axes), check_vma=False)
 
 
 def partition(shape: tuple[int, ...], fsdp: int, layered: bool) -> PartitionSpec:
@@ -118,7 +133,5 @@ def in_chunks(rows: Array, size: int, filling: Literal["constant", "edge"] = "co
 
 
 def from_chunks(chunks: Array, count: int) -> Array:
-    """The first `count` rows [count, ...] that `in_chunks` made chunks of."""
-    devices, rest = num_devices(), chunks.shape[2:]
-    by_device = jnp.swapaxes(chunks.reshape(len(chunks), devices, -1, *rest), 0, 1).reshape(devices, -1, *rest)
-    return by_device[:, : count // devices].reshape(count, *rest)
+    """The first `count` rows [count, ...] that `in_chunks` made chunks of on one device."""
+    return chunks.reshape(-1, *chunks.shape[2:])[:count]

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -165,6 +166,18 @@ def test_no_device_gathers_more_than_one_layers_weight(found):
 
 
 @pytest.mark.slow
+def test_no_rows_of_a_batch_are_gathered(found):
+    assert found["behind time"] == []
+
+
+@pytest.mark.slow
+def test_copies_of_the_state_exchange_their_gradient_once_a_step(found):
+    # Two micro-batches, two layers and the chunks of two losses; what is added are scalars and a number a layer.
+    whole = found["(8, 1)"]
+    assert whole["gradient"] <= whole["summed"] < 1.01 * whole["gradient"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_nan_in_the_rows_of_one_device_is_skipped_by_all(found, mesh):
     assert found[mesh]["skips"] == [True] * len(found[mesh]["skips"])
@@ -186,7 +199,10 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Starts both processes of a run: start(workdir, flags by process) -> [process, process]."""
+    """Starts both processes of a run: start(workdir, flags by process) -> [process, process].
+
+    A fault is Python that process 1 executes before it begins.
+    """
     folder = tmp_path_factory.mktemp("two")
     c = text_config(folder, training__max_steps=STEPS, training__log_every=1, training__eval_every=STEPS)
     file = folder / "config.py"
@@ -200,10 +216,14 @@ def two_processes(tmp_path_factory):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "XLA_FLAGS": "",
+        "PYTHONPATH": os.pathsep.join([str(folder / "custom"), os.environ.get("PYTHONPATH", "")]),
     }
 
     @contextlib.contextmanager
-    def start(workdir, *flags, ranks=(0, 1)):
+    def start(workdir, *flags, ranks=(0, 1), fault="pass"):
+        custom = folder / "custom" / "sitecustomize.py"
+        custom.parent.mkdir(exist_ok=True)
+        custom.write_text(f'import sys\nif "--process_id=1" in sys.orig_argv:\n{textwrap.indent(fault, "    ")}\n')
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -291,6 +311,37 @@ def test_two_processes_lose_one_start_again_stop_together_and_end_like_one(two_p
 
 def vocabulary(workdir):
     return json.loads((workdir / "config.json").read_text())["config"]["model"]["vocab_size"]
+
+
+LOST_IN_A_SAVE = """
+import os, signal
+from sem_jax.training.checkpoint import Checkpointer
+Checkpointer._write = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+"""
+ITS_OWN_DATA_END = """
+from sem_jax.data.batches import Windows
+from sem_jax.data import DataError
+batch = Windows.batch
+def ending(self, number, *rest):
+    if number == 6:
+        raise DataError("the disk of process 1 is gone")
+    return batch(self, number, *rest)
+Windows.batch = ending
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_what_one_process_alone_meets_ends_the_other_soon(two_processes, tmp_path):
+    # The other waits for numbers, or for files. Without limits of ours it would wait for minutes.
+    with two_processes(tmp_path / "data", fault=ITS_OWN_DATA_END) as processes:
+        assert ends(two_processes, processes, seconds=150) == [1, 1]
+        assert "error: the disk of process 1 is gone" in two_processes.said(1)
+        assert "start all processes again, and the run goes on" in two_processes.said(0)
+    with two_processes(tmp_path / "save", fault=LOST_IN_A_SAVE) as processes:
+        left, killed = ends(two_processes, processes, seconds=150)
+        assert killed == -signal.SIGKILL
+        assert left == 1 or "another task died" in two_processes.said(0)
 
 
 @pytest.mark.slow
