@@ -153,12 +153,13 @@ def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None
 
 
 def sum_of_products(a: Array, b: Array, precision: jax.lax.PrecisionLike = None) -> Array:
-    """Σ aᵀb over all leading axes of a [..., I] and b [..., J], which are alike: [I, J].
-
-    The leading axes stay apart: merged behind a time axis, rows that are spread over devices would have to be gathered.
-    """
-    leading = tuple(range(a.ndim - 1))
-    return jnp.tensordot(a, b, (leading, leading), precision=precision)
+    """Σ aᵀb over all leading axes of a [..., I] and b [..., J], which are alike: [I, J]."""
+    if num_devices() > 1:
+        # Merged behind a time axis, rows that are spread over devices would have to be gathered.
+        leading = tuple(range(a.ndim - 1))
+        return jnp.tensordot(a, b, (leading, leading), precision=precision)
+    # XLA:CPU takes a quarter less time for a plain product.
+    return jnp.matmul(a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1]), precision=precision)
 
 
 def rms_norm(z: Array, gamma: Array) -> Array:

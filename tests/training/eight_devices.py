@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from small import config, copied, differing_leaves, quick_options
 
-from sem_jax.config import MeshConfig
+from sem_jax.config import ConfigError, MeshConfig
 from sem_jax.core import devices
 from sem_jax.core.complex_ops import abs_sq
 from sem_jax.data import Batch
@@ -112,6 +112,18 @@ def gathered_behind_time(mesh):
     return list(gathered_bytes(program.lower(weights, x).compile().as_text()))
 
 
+def refused():
+    """What is said of batches that eight devices cannot share, by the field that is to be changed."""
+    messages = {}
+    for name, micro, whole in (("micro_batch", 12, 24), ("global_batch", 8, 12)):
+        training = dataclasses.replace(CONFIG.training, micro_batch=micro, global_batch=whole)
+        try:
+            make_layout(dataclasses.replace(CONFIG, training=training))
+        except ConfigError as error:
+            messages[name] = str(error)
+    return messages
+
+
 def skips_everywhere(step, state, layout, device):
     """Whether a NaN in a row of one device leaves all arrays of all devices as they were, but for the guard's."""
     row = device * ROWS // layout.mesh.size
@@ -146,6 +158,7 @@ def main():
     for mesh in MESHES:
         found[str(mesh)], states[mesh] = measure(mesh)
     found["behind time"] = gathered_behind_time((4, 2))
+    found["refused"] = refused()
     moves = [((8, 1), (1, 1)), ((1, 1), (1, 8)), ((8, 1), (2, 4)), ((1, 8), (4, 2))]
     found["moves"] = {f"{source} -> {target}": moved(states[source], source, target) for source, target in moves}
     found["largest weight"] = max(

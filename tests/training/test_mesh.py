@@ -166,6 +166,14 @@ def test_no_device_gathers_more_than_one_layers_weight(found):
 
 
 @pytest.mark.slow
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_cure(found):
+    for name, message in found["refused"].items():
+        assert message.startswith(f"config.training.{name} = 12 sequences cannot be spread evenly over the 8 devices")
+        assert "make it a multiple of 8, or set config.mesh.data to use fewer devices" in message
+    assert list(found["refused"]) == ["micro_batch", "global_batch"]
+
+
+@pytest.mark.slow
 def test_no_rows_of_a_batch_are_gathered(found):
     assert found["behind time"] == []
 
@@ -307,6 +315,8 @@ def test_two_processes_lose_one_start_again_stop_together_and_end_like_one(two_p
     with Checkpointer(checkpoint_folder(workdir), 3, str(layout)) as checkpointer:
         step, state = checkpointer.restore(like)  # verified by its record, which two processes made
     assert (step, int(state.step), checkpointer.saved_on) == (STEPS, STEPS, "data 2 x fsdp 1")
+    assert train(two_processes.config, workdir, said.append).finished
+    assert "saved on data 2 x fsdp 1, goes on on data 1 x fsdp 1: sums are rounded in another order now" in said
 
 
 def vocabulary(workdir):
@@ -345,15 +355,21 @@ def test_what_one_process_alone_meets_ends_the_other_soon(two_processes, tmp_pat
 
 
 @pytest.mark.slow
-def test_processes_that_differ_or_miss_one_another_end_with_an_error(two_processes, tmp_path):
-    with two_processes(tmp_path / "run", [], ["--config.optimizer.learning_rate=0.5"]) as processes:
+def test_processes_that_differ_or_miss_one_another_end_with_an_error_and_a_dry_run_with_none(two_processes, tmp_path):
+    other_code = "from sem_jax.training import processes\nprocesses._code_digest = lambda: 'another'"
+    differing = "process 1 differs from process 0 in code of sem_jax, config.optimizer.learning_rate"
+    other = [[], ["--config.optimizer.learning_rate=0.5"]]
+    with two_processes(tmp_path / "run", *other, fault=other_code) as processes:
         assert ends(two_processes, processes) == [1, 1]
-        for rank in (0, 1):
-            assert "process 1 differs from process 0 in config.optimizer.learning_rate" in two_processes.said(rank)
+        assert [rank for rank in (0, 1) if differing not in two_processes.said(rank)] == []
     with two_processes(tmp_path / "run", [], ["--config.data.path=/nowhere"]) as processes:
         assert ends(two_processes, processes) == [1, 1]
         assert "process 1 could not start" in two_processes.said(0)
         assert "/nowhere" in two_processes.said(1)
+    dry = ["--dry_run", "--config.data.tokenizer=byte"]
+    with two_processes(tmp_path / "run", dry, dry) as processes:
+        assert ends(two_processes, processes) == [0, 0]
+        assert ["data 2 x fsdp 1" in two_processes.said(rank) for rank in (0, 1)] == [True, False]
     with two_processes(tmp_path / "run", ["--join_timeout=3"], ranks=(0,)) as processes:
         assert ends(two_processes, processes) == [1]
         assert "process 0 of 2 waited 3 s" in two_processes.said(0)
