@@ -1,18 +1,15 @@
 """What would a step of max_aggression cost on 8, 64 and 256 devices?
 
-Command:  python benchmarks/scaling_devices.py [--config=configs/max_aggression.py:seed] [--meshes=8x1,1x8,64x1,256x1]
-          [--rows=16] [--json=FILE]
+Command:  python benchmarks/scaling_devices.py [--config=configs/max_aggression.py:seed]
+          [--meshes=8x1,1x8,64x1,1x64,256x1] [--rows=16] [--json=FILE]
 
 Compiles the training step for so many virtual CPU devices, each mesh ("data" x "fsdp") in a process of its own, and
-runs nothing. From the compiled program come the bytes of the state on a device and of what devices send each other;
-from the model its FLOPs. The time of a step is then predicted from public figures of three machines, and is a
-prediction, not a measurement:
+runs nothing; a mesh takes one or two minutes, whatever its size. From the compiled program come the bytes that a device
+holds and what devices send each other; from the model its FLOPs. The time of a step is then predicted from the public
+figures in machines.py, and is a prediction, not a measurement.
 
-    arithmetic = FLOPs / (peak x UTILISATION),    communication = bytes sent / bandwidth of a device's links
-    efficiency = arithmetic / (arithmetic + communication), as if nothing of both overlapped
-
-A ring sends twice (n - 1)/n of an all-reduced array and (n - 1)/n of a gathered one. The CPU's program all-reduces the
-gradients of spread weights where accelerators would reduce-scatter them, which sends half as much.
+The CPU's program all-reduces the gradients of spread weights where accelerators would reduce-scatter them, which sends
+half as much.
 """
 
 from __future__ import annotations
@@ -21,41 +18,22 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
 from collectives import collective_bytes
+from machines import MACHINES, predict, sent
 from ml_collections import config_flags
 from timing import table, write_json
 
 from sem_jax.config import Config, build, override
 from sem_jax.training.plan import compile_step, make_plan
 
-UTILISATION = 0.3  # of the peak; assumed
 # The machine code is never run; these leave what XLA plans as it is.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
-
-class Machine(NamedTuple):
-    """Public figures of a device."""
-
-    name: str
-    flops: float  # float32 or its fast stand-in, a second
-    bandwidth: float  # of all its links to other devices together, bytes a second in one direction
-    memory: float  # bytes
-    devices: int
-
-
-# TPU: cloud.google.com/tpu/docs/v5e and v5p, bf16 peak over 6, for XLA makes a float32 product of six bf16 ones.
-# Interconnect: 1600 and 4800 Gbit/s a chip, both directions together. H100 SXM: float32 peak, NVLink.
-MACHINES = (
-    Machine("v5e", 197e12 / 6, 1600e9 / 8 / 2, 16e9, 8),
-    Machine("v5p", 459e12 / 6, 4800e9 / 8 / 2, 95e9, 64),
-    Machine("H100", 67e12, 450e9, 80e9, 8),
-)
-
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/max_aggression.py:seed", "The experiment.")
-_MESHES = flags.DEFINE_list("meshes", ["8x1", "1x8", "64x1", "256x1"], "data x fsdp.")
+_MESHES = flags.DEFINE_list("meshes", ["8x1", "1x8", "64x1", "1x64", "256x1"], "data x fsdp.")
 _ROWS = flags.DEFINE_integer("rows", 16, "Sequences of a device in a pass.")
 _JSON = flags.DEFINE_string("json", "", "File for the same numbers.")
 _CHILD = flags.DEFINE_bool("child", False, "Compile the one mesh and print its numbers; for internal use.")
@@ -72,9 +50,10 @@ def configuration(mesh: str) -> Config:
 
 
 def measure(mesh: str) -> dict[str, Any]:
+    """What a device of the mesh holds, computes and sends in a step; bytes, and FLOPs without recomputation."""
     plan = make_plan(configuration(mesh))
     compiled = compile_step(plan)
-    turns = plan.config.model.propagator.cg_max_iter
+    found = collective_bytes(compiled.as_text(), unknown_turns=plan.config.model.propagator.cg_max_iter)
     return {
         "mesh": mesh,
         "devices": plan.layout.mesh.size,
@@ -82,7 +61,8 @@ def measure(mesh: str) -> dict[str, Any]:
         "activations": compiled.memory_analysis().temp_size_in_bytes,
         "flops": plan.flops,
         "tokens": plan.tokens,
-        "collectives": collective_bytes(compiled.as_text(), turns),
+        "collectives": found,
+        "sent": sent(found, plan.layout.mesh.size),
     }
 
 
@@ -97,20 +77,9 @@ def in_child(mesh: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def sent(found: dict[str, Any]) -> float:
-    """Bytes that a device of a ring sends in a step."""
-    share = (found["devices"] - 1) / found["devices"]
-    return share * sum(size * (2 if kind == "all-reduce" else 1) for kind, size in found["collectives"].items())
-
-
-def efficiency(found: dict[str, Any], machine: Machine) -> float:
-    arithmetic = found["flops"] / (machine.flops * UTILISATION)
-    return arithmetic / (arithmetic + sent(found) / machine.bandwidth)
-
-
 def report(results: list[dict[str, Any]]) -> str:
+    """What each mesh needs, and what the machines with as many devices would make of it."""
     header = ["mesh", "state, MB", "activations, MB", "tokens a step", "TFLOP a device", "sent, MB"]
-    header += [f"{machine.name}, predicted" for machine in MACHINES]
     rows = [
         [
             found["mesh"],
@@ -118,12 +87,27 @@ def report(results: list[dict[str, Any]]) -> str:
             f"{found['activations'] / 1e6:,.0f}",
             f"{found['tokens']:,}",
             f"{found['flops'] / 1e12:,.2f}",
-            f"{sent(found) / 1e6:,.0f}",
-            *(f"{100 * efficiency(found, machine):.1f} %" for machine in MACHINES),
+            f"{found['sent'] / 1e6:,.0f}",
         ]
         for found in results
     ]
-    return table(header, rows)
+    return table(header, rows) + "\n\n" + predictions(results)
+
+
+def predictions(results: list[dict[str, Any]]) -> str:
+    """The table of the machines."""
+    rows = []
+    for machine in MACHINES:
+        for found in results:
+            if found["devices"] != machine.devices:
+                continue
+            step = predict(machine, found["flops"], found["sent"])
+            memory = (found["state"] + found["activations"]) / machine.memory
+            times = (f"{1e3 * seconds:,.1f}" for seconds in step)
+            rows.append(
+                [machine.name, found["mesh"], f"{100 * memory:.0f} %", *times, f"{100 * step.efficiency:.1f} %"]
+            )
+    return table(["predicted for", "mesh", "memory", "arithmetic, ms", "communication, ms", "efficiency"], rows)
 
 
 def main(argv: list[str]) -> None:

@@ -51,8 +51,9 @@ def main(argv: list[str]) -> None:
         with all_or_none():
             config = build(_CONFIG.value)
         if _DRY_RUN.value:
+            said = describe(make_plan(config))  # by all: compiling takes longer than the others would wait at their end
             if is_first():
-                print(describe(make_plan(config)))
+                print(said)
             return
         with LastingOutput(sys.stdout) as output:
             result = train(config, _WORKDIR.value, fallback=_FALLBACK.value, unread=output.unread)

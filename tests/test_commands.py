@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 from commands import run_module
-from small import TEXT, config
+from small import TEXT, config, quick_environment
 
 from sem_jax import cli, report
 from sem_jax.__main__ import COMMANDS
-from sem_jax.data.tokenizers import CharTokenizer
+from sem_jax.data.tokenizers import ByteTokenizer, CharTokenizer
 from sem_jax.modules.model import init_model
 from sem_jax.training.metrics import MetricsWriter
+from sem_jax.training.plan import make_plan
 from sem_jax.training.state import start_state
 from sem_jax.training.workdir import create_workdir
 
@@ -160,6 +161,28 @@ def test_a_missing_config_file_is_one_line(folder, tmp_path):
 def test_a_missing_data_file_is_one_line(folder, tmp_path):
     done = run(folder, training(folder, tmp_path / "run", "--config.data.path=nowhere/text.txt"))
     assert_is_one_line_error(done, "nowhere/text.txt")
+
+
+def test_a_dry_run_says_what_a_step_needs_and_leaves_nothing_behind(folder, tmp_path):
+    # Its text is not there either: no data are read.
+    flags = ["--config.data.tokenizer=byte", "--config.data.path=nowhere.txt", "--dry_run"]
+    arguments = command("train", f"--config={folder}/tiny.py", f"--workdir={tmp_path}/run", *flags)
+    quick = environment(folder) | quick_environment()
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=quick, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+    said = {line.split()[0]: line for line in done.stdout.splitlines()}
+
+    typed = config(model__vocab_size=ByteTokenizer().vocab_size)
+    leaves = jax.tree.leaves(init_model(typed.model, 0).params)
+    assert said["tiny:"] == f"tiny: {sum(2 * x.size if x.dtype.kind == 'c' else x.size for x in leaves):,} parameters"
+    assert "data 1 x fsdp 1" in said["devices"]
+    # Parameters and two moments, of which the second is real; what is left are the graph's edges and a few scalars.
+    held = sum((8 + 8 + 4 if x.dtype.kind == "c" else 12) * x.size for x in leaves) / 2**20
+    assert held - 0.005 < float(said["state"].split()[1]) < 1.1 * held
+    assert float(said["activations"].split()[1]) > 0
+    assert said["tokens"].split() == ["tokens", "64", "a", "step,", "25,600", "in", "all"]
+    assert said["arithmetic"].split()[1] == f"{make_plan(typed).flops / 1e9:,.3f}"
 
 
 def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sem_jax.core.complex_ops import HIGHEST
-from sem_jax.core.devices import from_chunks, in_chunks, num_devices
+from sem_jax.core.devices import from_chunks, in_chunks, on_each_device
 
 # Entries of the logits that a device holds at a time: 16 MiB in float32, which a CPU's cache holds in part and which
 # keeps an accelerator busy.
@@ -49,8 +49,12 @@ def target_log_prob(psi: Array, weight: Array, bias: Array, targets: Array) -> t
     Returns:
       (log P(target), log Z), each [...].
     """
-    rows = _parts(psi).reshape(-1, 2 * psi.shape[-1])
-    target, log_z = _target_and_log_z(rows, _parts(weight.conj()), bias, targets.ravel())
+
+    def of_rows(weights: tuple[Array, Array], rows: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _target_and_log_z(rows[0], *weights, rows[1])
+
+    rows = _parts(psi).reshape(-1, 2 * psi.shape[-1]), targets.ravel()
+    target, log_z = on_each_device(of_rows)((_parts(weight.conj()), bias), rows)
     return (target - log_z).reshape(targets.shape), log_z.reshape(targets.shape)
 
 
@@ -66,7 +70,7 @@ def _logits(psi: Array, weight: Array, bias: Array) -> Array:
 
 def _in_chunks(x: Array, vocab_size: int) -> Array:
     """[T, ...] as [chunks, tokens, ...]; the last chunk is filled up with zeros."""
-    return in_chunks(x, max(min(CHUNK_ENTRIES // vocab_size, len(x) // num_devices()), 1))
+    return in_chunks(x, max(min(CHUNK_ENTRIES // vocab_size, len(x)), 1))
 
 
 @jax.custom_vjp

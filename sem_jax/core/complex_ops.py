@@ -127,13 +127,11 @@ def _complex_product_forward(x: Array, weight: Array, precision: jax.lax.Precisi
 
 def _complex_product_backward(precision: jax.lax.PrecisionLike, residuals, y_bar: Array):
     x, weight = residuals
-    rows = (y_bar.reshape(-1, y_bar.shape[-1]), x.reshape(-1, x.shape[-1]))
     # Behind the barrier the parts exist as arrays. Fused into the transposed copies that the products read, they would
     # be computed again for each product.
-    y_parts, x_parts = jax.lax.optimization_barrier(tuple(map(_parts, rows)))
+    y_parts, x_parts = jax.lax.optimization_barrier(tuple(map(_parts, (y_bar, x))))
     x_bar = _multiply(y_parts, _parts(weight), lambda a, b: jnp.matmul(a, b, precision=precision))
-    weight_bar = _multiply(y_parts, x_parts, lambda a, b: jnp.matmul(a.T, b, precision=precision))
-    return x_bar.reshape(x.shape), weight_bar
+    return x_bar, _multiply(y_parts, x_parts, lambda a, b: sum_of_products(a, b, precision))
 
 
 _complex_product.defvjp(_complex_product_forward, _complex_product_backward)
@@ -152,6 +150,16 @@ def _multiply(a: tuple[Array, Array], b: tuple[Array, Array], product: Callable[
 def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:
     """x·weightᵀ for real x [..., I] and weight [O, I]: [..., O]."""
     return jnp.einsum("...i,oi->...o", x, weight, precision=precision)
+
+
+def sum_of_products(a: Array, b: Array, precision: jax.lax.PrecisionLike = None) -> Array:
+    """Σ aᵀb over all leading axes of a [..., I] and b [..., J], which are alike: [I, J]."""
+    if num_devices() > 1:
+        # Merged behind a time axis, rows that are spread over devices would have to be gathered.
+        leading = tuple(range(a.ndim - 1))
+        return jnp.tensordot(a, b, (leading, leading), precision=precision)
+    # XLA:CPU takes a quarter less time for a plain product.
+    return jnp.matmul(a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1]), precision=precision)
 
 
 def rms_norm(z: Array, gamma: Array) -> Array:

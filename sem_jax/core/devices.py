@@ -7,6 +7,7 @@ an array of the state along "fsdp" by the rule of `partition`. Without a mesh ev
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -21,9 +22,46 @@ SMALL = 2**16
 
 
 def num_devices() -> int:
-    """Devices that share a batch, 1 without a mesh."""
+    """Devices that share a batch, 1 without a mesh; within `on_each_copy` those of one copy, in `on_each_device` 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+    return math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+
+
+def on_each_copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(weights, rows), computed for each copy of the state from its own rows alone; its results are summed.
+
+    Left to itself XLA sums the gradient of a weight over all devices wherever it appears: in a loop once a turn. Here
+    copies exchange nothing before the end.
+
+    Args:
+      function: of a pytree of weights and a pytree of arrays whose leading axis is spread over all devices; returns
+        (what is summed over the copies, what the largest is taken of).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1:
+        return function
+
+    def own(weights: Any, rows: Any) -> Any:
+        summed, largest = function(weights, rows)
+        return jax.lax.psum(summed, "data"), jax.lax.pmax(largest, "data")
+
+    specs = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(own, axis_names={"data"}, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+
+
+def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(weights, rows), by each device for its own rows; the gradient of a weight is summed once, at the end.
+
+    Args:
+      function: of a pytree of weights and a pytree of arrays whose leading axis is spread over all devices; returns
+        such a pytree.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    if num_devices() == 1:
+        return function
+    specs = PartitionSpec(), PartitionSpec(axes)
+    return jax.shard_map(function, axis_names=set(axes), in_specs=specs, out_specs=PartitionSpec(axes), check_vma=False)
 
 
 def partition(shape: tuple[int, ...], fsdp: int, layered: bool) -> PartitionSpec:
@@ -95,7 +133,5 @@ def in_chunks(rows: Array, size: int, filling: Literal["constant", "edge"] = "co
 
 
 def from_chunks(chunks: Array, count: int) -> Array:
-    """The first `count` rows [count, ...] that `in_chunks` made chunks of."""
-    devices, rest = num_devices(), chunks.shape[2:]
-    by_device = jnp.swapaxes(chunks.reshape(len(chunks), devices, -1, *rest), 0, 1).reshape(devices, -1, *rest)
-    return by_device[:, : count // devices].reshape(count, *rest)
+    """The first `count` rows [count, ...] that `in_chunks` made chunks of on one device."""
+    return chunks.reshape(-1, *chunks.shape[2:])[:count]

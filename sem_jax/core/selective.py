@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import HIGHEST, expi
+from sem_jax.core.complex_ops import HIGHEST, expi, sum_of_products
 from sem_jax.core.scan import linear_recurrence, reverse_recurrence
 
 
@@ -71,10 +71,10 @@ def _backward(method, residuals, h_bar):
     g = reverse_recurrence(a, h_bar, method)
     q = g * (h - inputs)
     # Behind the barrier both parts are computed once, not again by each product that reads them.
-    growth, turn = (_by_token(part) for part in jax.lax.optimization_barrier((-q.real, -q.imag)))
+    growth, turn = (_states_together(part) for part in jax.lax.optimization_barrier((-q.real, -q.imag)))
     return (
-        _sum_of_states(growth, decay).reshape(dt.shape),
-        _sum_of_states(turn, phase).reshape(dt.shape),
+        _sum_of_states(growth, decay),
+        _sum_of_states(turn, phase),
         _sum_of_tokens(dt, growth),
         _sum_of_tokens(omega, turn),
         g,
@@ -94,26 +94,26 @@ def scaled_by_group(scale: Array, x: Array) -> Array:
 
 def _scaled_backward(residuals, y_bar):
     scale, x = residuals
-    overlap = _by_token((y_bar * x).real)
-    return _sum_of_states(overlap, jnp.ones(x.shape[-2:], scale.dtype)).reshape(scale.shape), scale[..., None] * y_bar
+    overlap = _states_together((y_bar * x).real)
+    return _sum_of_states(overlap, jnp.ones(x.shape[-2:], scale.dtype)), scale[..., None] * y_bar
 
 
 scaled_by_group.defvjp(lambda scale, x: (scaled_by_group(scale, x), (scale, x)), _scaled_backward)
 
 
-def _by_token(x: Array) -> Array:
-    """[S, B, G, N] to [S·B, G·N]."""
-    return x.reshape(x.shape[0] * x.shape[1], -1)
+def _states_together(x: Array) -> Array:
+    """[S, B, G, N] to [S, B, G·N]."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def _sum_of_states(x: Array, weight: Array) -> Array:
-    """Σ_n weight_gn·x_tgn of x [T, G·N] and weight [G, N]: [T, G]."""
+    """Σ_n weight_gn·x_tgn of x [S, B, G·N] and weight [G, N]: [S, B, G]."""
     spread = jnp.eye(weight.shape[0], dtype=weight.dtype)[:, None, :] * weight[:, :, None]
     return jnp.matmul(x, spread.reshape(-1, weight.shape[0]), precision=HIGHEST)
 
 
 def _sum_of_tokens(weight: Array, x: Array) -> Array:
-    """Σ_t weight_tg·x_tgn of weight [S, B, G] and x [T, G·N]: [G, N]."""
+    """Σ_t weight_tg·x_tgn of weight [S, B, G] and x [S, B, G·N]: [G, N]."""
     groups = weight.shape[-1]
-    products = jnp.matmul(weight.reshape(-1, groups).T, x, precision=HIGHEST).reshape(groups, groups, -1)
+    products = sum_of_products(weight, x, HIGHEST).reshape(groups, groups, -1)
     return jnp.diagonal(products).T

@@ -10,14 +10,17 @@ arXiv:1703.01780), both softened by a temperature (Hinton et al., 2015, arXiv:15
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
-from sem_jax.core.devices import from_chunks, in_chunks, num_devices
+from sem_jax.core.devices import from_chunks, in_chunks, on_each_device
 from sem_jax.modules.model import SEM, ForwardStats, ModelState
+from sem_jax.modules.readout import Readout
 
 # The divergence visits the vocabulary in chunks of positions; an array of one chunk has at most so many entries
 # on a device (64 MiB in float32): enough to keep an accelerator busy, and small beside the rest of a step.
@@ -87,26 +90,33 @@ def softened_divergence(
       [B, S], not negative up to rounding.
     """
     batch, length, dim = psi.shape
+    graphdefs, weights = zip(*(nnx.split(each.readout) for each in (model, teacher)), strict=True)
 
-    @jax.checkpoint
-    def divergence(pair: tuple[Array, Array]) -> Array:
-        student = _softened_log_probs(model, pair[0], temperature)
-        target = jax.lax.stop_gradient(_softened_log_probs(teacher, pair[1], temperature))
-        return temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
+    def of_rows(weights: tuple[Any, Any], waves: tuple[Array, Array]) -> Array:
+        log_probs = [
+            partial(_softened_log_probs, nnx.merge(graphdef, part), model.config.likelihood, temperature)
+            for graphdef, part in zip(graphdefs, weights, strict=True)
+        ]
 
-    tokens = batch * length
-    if chunk is None:
-        chunk = max(min(CHUNK_ENTRIES // model.config.vocab_size, -(-tokens // (2 * num_devices()))), 1)
-    # Whole chunks, the last filled up with its last position. Batched by `lax.map` itself, the gradient of the readout
-    # would be formed for each position before it is summed.
-    waves = (in_chunks(wave.reshape(-1, dim), chunk, filling="edge") for wave in (psi, teacher_psi))
-    return from_chunks(jax.lax.map(divergence, tuple(waves)), tokens).reshape(batch, length)
+        @jax.checkpoint
+        def divergence(pair: tuple[Array, Array]) -> Array:
+            student = log_probs[0](pair[0])
+            target = jax.lax.stop_gradient(log_probs[1](pair[1]))
+            return temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
+
+        tokens = len(waves[0])
+        size = chunk or max(min(CHUNK_ENTRIES // model.config.vocab_size, -(-tokens // 2)), 1)
+        # Whole chunks, the last filled up with its last position. Batched by `lax.map` itself, the gradient of the
+        # readout would be formed for each position before it is summed.
+        chunks = tuple(in_chunks(wave, size, filling="edge") for wave in waves)
+        return from_chunks(jax.lax.map(divergence, chunks), tokens)
+
+    waves = tuple(wave.reshape(-1, dim) for wave in (psi, teacher_psi))
+    return on_each_device(of_rows)(weights, waves).reshape(batch, length)
 
 
-def _softened_log_probs(model: SEM, psi: Array, temperature: float) -> Array:
-    readout = model.readout
-    is_reference = model.config.likelihood == "reference"
-    logits = readout.reference_logits(psi)[0] if is_reference else readout.log_probs(psi)
+def _softened_log_probs(readout: Readout, likelihood: str, temperature: float, psi: Array) -> Array:
+    logits = readout.reference_logits(psi)[0] if likelihood == "reference" else readout.log_probs(psi)
     return jax.nn.log_softmax(logits / temperature)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -76,15 +77,14 @@ def describe(plan: Plan) -> str:
     """The plan in words, with what the compiled step allocates beside the state."""
     memory = compile_step(plan).memory_analysis()
     temporary = 0 if memory is None else memory.temp_size_in_bytes
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    device, limit = jax.local_devices()[0], memory_limit()
     needed = plan.state_bytes + temporary
     lines = [
         f"{plan.config.name}: {plan.parameters:,} parameters",
         f"devices          {plan.layout.mesh.size} of {jax.device_count()} ({device.device_kind}), {plan.layout}",
         f"state            {_size(plan.state_bytes)} a device",
         f"activations      {_size(temporary)} a device, as XLA plans them for {device.platform}",
-        f"arithmetic       {plan.flops / 1e12:,.3f} TFLOP a step and device",
+        f"arithmetic       {plan.flops / 1e9:,.3f} GFLOP a step and device",
         f"tokens           {plan.tokens:,} a step, {plan.tokens * plan.config.training.max_steps:,} in all",
     ]
     if limit is not None and needed > limit:
@@ -93,6 +93,16 @@ def describe(plan: Plan) -> str:
             "config.model.remat = layers, or raise config.mesh.fsdp"
         )
     return "\n".join(lines)
+
+
+def memory_limit() -> int | None:
+    """Bytes that each device of this process has; None where the system does not tell."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
 def _size(count: float) -> str:

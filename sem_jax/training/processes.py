@@ -25,8 +25,12 @@ from jax.experimental import multihost_utils
 
 from sem_jax.errors import SemJaxError
 
-# Seconds that a process waits at its end for the others.
+# Seconds that a process waits at its end for the others, and that one which failed waits for them to fail alike.
 _SHUTDOWN_TIMEOUT = 60
+_FAILURE_TIMEOUT = 10
+# Seconds without a sign of life after which a process counts as lost. JAX sends signs from a thread of its own, which
+# neither a long step nor compilation holds up; JAX's default of 100 would hold up whoever waits for lost files.
+_HEARTBEAT_TIMEOUT = 30
 
 
 class ProcessError(SemJaxError, RuntimeError):
@@ -61,8 +65,14 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
         return
     try:
         yield
-    except SemJaxError:
-        raise  # the others stop, too
+    except SemJaxError as error:
+        # Where all fail alike they part here. A process that failed alone ends, for the others wait for its numbers.
+        with _ending_after(_FAILURE_TIMEOUT, str(error)):
+            try:
+                jax.distributed.shutdown()
+            except jax.errors.JaxRuntimeError:  # the others are gone
+                _leave(str(error))
+        raise
     except BaseException as error:
         # At its exit JAX would wait for the others, which wait for this process or are gone.
         if not isinstance(error, jax.errors.JaxRuntimeError):
@@ -81,21 +91,32 @@ def _join(arguments: dict[str, Any] | None, timeout: int) -> bool:
     perhaps_a_pod = importlib.util.find_spec("libtpu") is not None
     if arguments is None and not launched and not perhaps_a_pod:
         return False
-    # JAX would abort with a dump of the process; this comes before it.
-    too_late = threading.Timer(timeout, _leave, [_too_late(arguments, timeout)])
-    too_late.daemon = True
-    too_late.start()
     try:
-        jax.distributed.initialize(
-            **(arguments or {}), initialization_timeout=timeout + 60, shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT
-        )
+        # JAX would abort with a dump of the process; this comes before it.
+        with _ending_after(timeout, _too_late(arguments, timeout)):
+            jax.distributed.initialize(
+                **(arguments or {}),
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+            )
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         if arguments is None and not launched:
             return False  # the library is there, but no TPU that knows of others
         raise ProcessError(f"the processes of the run cannot be joined: {error}") from error
+    return True
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with the message where what is done inside takes longer."""
+    too_late = threading.Timer(seconds, _leave, [message])
+    too_late.daemon = True
+    too_late.start()
+    try:
+        yield
     finally:
         too_late.cancel()
-    return True
 
 
 def _leave(message: str) -> None:

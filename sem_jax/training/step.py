@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from sem_jax.config import Config, TrainingConfig
-from sem_jax.core.devices import gathered, in_chunks, num_devices
+from sem_jax.core.devices import gathered, in_chunks, num_devices, on_each_copy
 from sem_jax.data import Batch
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import ForwardStats, ModelParts, abstract_model
@@ -136,26 +136,32 @@ def _accumulate(config: Config, state: TrainState, batch: Batch) -> tuple[Params
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
     teacher = state.evaluated if config.training.distill_weight else None
 
-    def micro_loss(params: Params, micro: Batch):
-        sums, stats = model_loss(config, state.model.replace(params=params), micro, teacher)
+    def micro_loss(params: Params, weights: Any, micro: Batch):
+        model, teacher, total_weight = weights
+        sums, stats = model_loss(config, model.replace(params=params), micro, teacher)
         return _objective(config, sums, total_weight)[0], (sums, propagator_stats(stats))
 
-    gradient = jax.grad(micro_loss, has_aux=True)
-    num_micro = config.training.global_batch // config.training.micro_batch
-    if num_micro == 1:
-        grads, (sums, stats) = gradient(state.params, batch)
-        return grads, sums._replace(weight=total_weight), stats
+    def gradient(weights: Any, batch: Batch) -> tuple[tuple[Params, LossSums], PropagatorStats]:
+        """Of the rows of one copy of the state, or of all."""
+        params = weights[0].params
+        of_micro = jax.grad(micro_loss, has_aux=True)
+        num_micro = config.training.global_batch // config.training.micro_batch
+        if num_micro == 1:
+            grads, (sums, stats) = of_micro(params, weights, batch)
+            return (grads, sums), stats
 
-    def add(carry, micro: Batch):
-        grads, (sums, stats) = gradient(state.params, micro)
-        return jax.tree.map(jnp.add, carry, (grads, sums)), stats
+        def add(carry, micro: Batch):
+            grads, (sums, stats) = of_micro(params, weights, micro)
+            return jax.tree.map(jnp.add, carry, (grads, sums)), stats
 
-    own_rows = config.training.micro_batch // num_devices()
-    micro_batches = jax.tree.map(lambda x: in_chunks(x, own_rows), batch)
-    zero = jnp.zeros(())
-    start = (jax.tree.map(jnp.zeros_like, state.params), LossSums(zero, zero, zero, None if teacher is None else zero))
-    (grads, sums), stats = jax.lax.scan(add, start, micro_batches)
-    return grads, sums._replace(weight=total_weight), jax.tree.map(lambda x: jnp.max(x, axis=0), stats)
+        micro_batches = jax.tree.map(lambda x: in_chunks(x, len(x) // num_micro // num_devices()), batch)
+        zero = jnp.zeros(())
+        start = (jax.tree.map(jnp.zeros_like, params), LossSums(zero, zero, zero, None if teacher is None else zero))
+        total, stats = jax.lax.scan(add, start, micro_batches)
+        return total, jax.tree.map(lambda x: jnp.max(x, axis=0), stats)
+
+    (grads, sums), stats = on_each_copy(gradient)((state.model, teacher, total_weight), batch)
+    return grads, sums._replace(weight=total_weight), stats
 
 
 def propagator_stats(stats: ForwardStats) -> PropagatorStats:

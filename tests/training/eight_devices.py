@@ -10,19 +10,27 @@ import json
 import re
 import sys
 import tempfile
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from small import config, copied, differing_leaves, quick_options
 
-from sem_jax.config import MeshConfig
+from sem_jax.config import ConfigError, MeshConfig
 from sem_jax.core import devices
+from sem_jax.core.complex_ops import abs_sq
 from sem_jax.data import Batch
 from sem_jax.modules.blocks import BLOCKS
+from sem_jax.modules.mixer import FixedSSM
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.state import abstract_state, init_state
 from sem_jax.training.step import make_train_step
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from collectives import collective_bytes
 
 devices.SMALL = 2**7  # so that a tiny model has arrays to spread
 MESHES = [(1, 1), (8, 1), (1, 8), (4, 2)]
@@ -34,6 +42,7 @@ CONFIG = config(
     training__global_batch=ROWS,
     training__micro_batch=ROWS // 2,
     training__ema_decay=0.9,
+    training__distill_weight=0.25,
 )
 rng = np.random.default_rng(0)
 BATCHES = [
@@ -78,6 +87,8 @@ def measure(mesh):
     placed = [layout.place_batch(batch, ROWS) for batch in BATCHES]
     step = make_train_step(on(mesh)).lower(state, placed[0]).compile(compiler_options=quick_options())
     found["gathered"] = list(gathered_bytes(step.as_text()))
+    found["summed"] = collective_bytes(step.as_text())["all-reduce"] if layout.mesh.size > 1 else 0
+    found["gradient"] = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     losses = []
     for number in range(STEPS):
         state, metrics = step(state, placed[number % len(placed)])
@@ -85,6 +96,32 @@ def measure(mesh):
     found["losses"] = losses
     found["skips"] = [skips_everywhere(step, state, layout, device) for device in range(0, layout.mesh.size, 3)]
     return found, state
+
+
+def gathered_behind_time(mesh):
+    """Bytes that the gradient of a time-major state space gathers, whose weights are whole everywhere."""
+    layout = make_layout(on(mesh))
+    graphdef, weights = nnx.split(FixedSSM(16, CONFIG.model.mixer, nnx.Rngs(0)))
+
+    def loss(weights, x):
+        position = jnp.broadcast_to(jnp.arange(LENGTH), x.shape[:2])
+        return jnp.sum(abs_sq(nnx.merge(graphdef, weights)(x, None, position)[0]))
+
+    x = jax.ShapeDtypeStruct((ROWS, LENGTH, 16), jnp.complex64)
+    program = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=(layout.replicated, layout.rows))
+    return list(gathered_bytes(program.lower(weights, x).compile().as_text()))
+
+
+def refused():
+    """What is said of batches that eight devices cannot share, by the field that is to be changed."""
+    messages = {}
+    for name, micro, whole in (("micro_batch", 12, 24), ("global_batch", 8, 12)):
+        training = dataclasses.replace(CONFIG.training, micro_batch=micro, global_batch=whole)
+        try:
+            make_layout(dataclasses.replace(CONFIG, training=training))
+        except ConfigError as error:
+            messages[name] = str(error)
+    return messages
 
 
 def skips_everywhere(step, state, layout, device):
@@ -120,6 +157,8 @@ def main():
     found, states = {}, {}
     for mesh in MESHES:
         found[str(mesh)], states[mesh] = measure(mesh)
+    found["behind time"] = gathered_behind_time((4, 2))
+    found["refused"] = refused()
     moves = [((8, 1), (1, 1)), ((1, 1), (1, 8)), ((8, 1), (2, 4)), ((1, 8), (4, 2))]
     found["moves"] = {f"{source} -> {target}": moved(states[source], source, target) for source, target in moves}
     found["largest weight"] = max(

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -165,6 +166,26 @@ def test_no_device_gathers_more_than_one_layers_weight(found):
 
 
 @pytest.mark.slow
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_cure(found):
+    for name, message in found["refused"].items():
+        assert message.startswith(f"config.training.{name} = 12 sequences cannot be spread evenly over the 8 devices")
+        assert "make it a multiple of 8, or set config.mesh.data to use fewer devices" in message
+    assert list(found["refused"]) == ["micro_batch", "global_batch"]
+
+
+@pytest.mark.slow
+def test_no_rows_of_a_batch_are_gathered(found):
+    assert found["behind time"] == []
+
+
+@pytest.mark.slow
+def test_copies_of_the_state_exchange_their_gradient_once_a_step(found):
+    # Two micro-batches, two layers and the chunks of two losses; what is added are scalars and a number a layer.
+    whole = found["(8, 1)"]
+    assert whole["gradient"] <= whole["summed"] < 1.01 * whole["gradient"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_nan_in_the_rows_of_one_device_is_skipped_by_all(found, mesh):
     assert found[mesh]["skips"] == [True] * len(found[mesh]["skips"])
@@ -186,7 +207,10 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Starts both processes of a run: start(workdir, flags by process) -> [process, process]."""
+    """Starts both processes of a run: start(workdir, flags by process) -> [process, process].
+
+    A fault is Python that process 1 executes before it begins.
+    """
     folder = tmp_path_factory.mktemp("two")
     c = text_config(folder, training__max_steps=STEPS, training__log_every=1, training__eval_every=STEPS)
     file = folder / "config.py"
@@ -200,10 +224,14 @@ def two_processes(tmp_path_factory):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "XLA_FLAGS": "",
+        "PYTHONPATH": os.pathsep.join([str(folder / "custom"), os.environ.get("PYTHONPATH", "")]),
     }
 
     @contextlib.contextmanager
-    def start(workdir, *flags, ranks=(0, 1)):
+    def start(workdir, *flags, ranks=(0, 1), fault="pass"):
+        custom = folder / "custom" / "sitecustomize.py"
+        custom.parent.mkdir(exist_ok=True)
+        custom.write_text(f'import sys\nif "--process_id=1" in sys.orig_argv:\n{textwrap.indent(fault, "    ")}\n')
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -287,22 +315,61 @@ def test_two_processes_lose_one_start_again_stop_together_and_end_like_one(two_p
     with Checkpointer(checkpoint_folder(workdir), 3, str(layout)) as checkpointer:
         step, state = checkpointer.restore(like)  # verified by its record, which two processes made
     assert (step, int(state.step), checkpointer.saved_on) == (STEPS, STEPS, "data 2 x fsdp 1")
+    assert train(two_processes.config, workdir, said.append).finished
+    assert "saved on data 2 x fsdp 1, goes on on data 1 x fsdp 1: sums are rounded in another order now" in said
 
 
 def vocabulary(workdir):
     return json.loads((workdir / "config.json").read_text())["config"]["model"]["vocab_size"]
 
 
+SILENT_IN_A_SAVE = """
+import os, signal
+from sem_jax.training.checkpoint import Checkpointer
+Checkpointer._write = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
+"""
+ITS_OWN_DATA_END = """
+from sem_jax.data.batches import Windows
+from sem_jax.data import DataError
+batch = Windows.batch
+def ending(self, number, *rest):
+    if number == 6:
+        raise DataError("the disk of process 1 is gone")
+    return batch(self, number, *rest)
+Windows.batch = ending
+"""
+
+
 @pytest.mark.slow
-def test_processes_that_differ_or_miss_one_another_end_with_an_error(two_processes, tmp_path):
-    with two_processes(tmp_path / "run", [], ["--config.optimizer.learning_rate=0.5"]) as processes:
+@pytest.mark.usefixtures("quick_compilation")
+def test_what_one_process_alone_meets_ends_the_other_soon(two_processes, tmp_path):
+    with two_processes(tmp_path / "data", fault=ITS_OWN_DATA_END) as processes:
+        wait_for_step(two_processes, processes[0], 5)
+        assert ends(two_processes, processes, seconds=50) == [1, 1]  # its goodbye alone would last 60 s
+        assert "error: the disk of process 1 is gone" in two_processes.said(1)
+        assert "start all processes again, and the run goes on" in two_processes.said(0)
+    with two_processes(tmp_path / "save", fault=SILENT_IN_A_SAVE) as processes:
+        wait_for_step(two_processes, processes[0], 3)
+        assert ends(two_processes, processes[:1], seconds=90) == [-signal.SIGABRT]  # JAX waits 100 s if not told
+        assert "another task died" in two_processes.said(0)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_or_miss_one_another_end_with_an_error_and_a_dry_run_with_none(two_processes, tmp_path):
+    other_code = "from sem_jax.training import processes\nprocesses._code_digest = lambda: 'another'"
+    differing = "process 1 differs from process 0 in code of sem_jax, config.optimizer.learning_rate"
+    other = [[], ["--config.optimizer.learning_rate=0.5"]]
+    with two_processes(tmp_path / "run", *other, fault=other_code) as processes:
         assert ends(two_processes, processes) == [1, 1]
-        for rank in (0, 1):
-            assert "process 1 differs from process 0 in config.optimizer.learning_rate" in two_processes.said(rank)
+        assert [rank for rank in (0, 1) if differing not in two_processes.said(rank)] == []
     with two_processes(tmp_path / "run", [], ["--config.data.path=/nowhere"]) as processes:
         assert ends(two_processes, processes) == [1, 1]
         assert "process 1 could not start" in two_processes.said(0)
         assert "/nowhere" in two_processes.said(1)
+    dry = ["--dry_run", "--config.data.tokenizer=byte"]
+    with two_processes(tmp_path / "run", dry, dry) as processes:
+        assert ends(two_processes, processes) == [0, 0]
+        assert ["data 2 x fsdp 1" in two_processes.said(rank) for rank in (0, 1)] == [True, False]
     with two_processes(tmp_path / "run", ["--join_timeout=3"], ranks=(0,)) as processes:
         assert ends(two_processes, processes) == [1]
         assert "process 0 of 2 waited 3 s" in two_processes.said(0)
