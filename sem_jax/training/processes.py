@@ -30,7 +30,7 @@ _SHUTDOWN_TIMEOUT = 60
 _FAILURE_TIMEOUT = 10
 # Seconds without a sign of life after which a process counts as lost. JAX sends signs from a thread of its own, which
 # neither a long step nor compilation holds up; JAX's default of 100 would hold up whoever waits for lost files.
-_HEARTBEAT_TIMEOUT = 30
+_HEARTBEAT_TIMEOUT = 60
 
 
 class ProcessError(SemJaxError, RuntimeError):
