@@ -438,7 +438,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "    return SimpleNamespace(validation_tokens=1234, fingerprint='edited')\n"
         "evaluate.data_fingerprint = lambda workdir: 'trained'\n"
         "evaluate.open_dataset = open_dataset\n"
-        "evaluate.Evaluator = lambda *_: lambda *_: Evaluation(values, stats)\n"
+        "evaluate.Evaluator = lambda *_: lambda *_: Evaluation(values, stats, {})\n"
         "app.run(evaluate.main)\n"
     )
     flags = [f"--workdir={tmp_path}", "--config.data.seq_length=8", "--config.training.global_batch=8"]
@@ -479,8 +479,8 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     evaluated = start(folder, command("evaluate", f"--workdir={workdir}"))
     assert evaluated.returncode == 0, evaluated.stderr
     values = dict(line.rsplit(maxsplit=1) for line in evaluated.stdout.splitlines()[2:])
-    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["split"] == "validation"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    *_, last = (line for line in lines if line["split"] == "validation")
     assert float(values["nats/token"]) == pytest.approx(last["nll"], abs=1e-4)
     assert float(values["bits/byte"]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
     assert {"perplexity", "norm drift", "residual", "iterations"} <= values.keys()

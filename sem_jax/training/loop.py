@@ -108,7 +108,7 @@ def train(
                     report.evaluation(step, evaluate(state.evaluated))
                     sampler.parts = layout.here(state.evaluated)
                     if is_first():
-                        report.sample(sampler.generate(config.sampling.prompt))
+                        report.sample(step, sampler.generate(config.sampling.prompt))
             if last:
                 break
     return TrainResult(step, step >= training.max_steps, report.validation)

@@ -21,7 +21,7 @@ from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
 PyTree = Any
-Split = Literal["train", "validation", "skip"]
+Split = Literal["train", "validation", "skip", "health", "sample"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
@@ -36,6 +36,9 @@ class MetricsWriter:
     """Appends to `<workdir>/metrics.jsonl` one JSON object a line, handed to the system at once; a context manager.
 
     JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it.
+
+    Attributes:
+      seconds: that the run had taken by the last line that was kept; 0 where none tells.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -52,10 +55,13 @@ class MetricsWriter:
         path = Path(workdir) / FILE_NAME
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            kept: list[tuple[bytes, dict[str, Any]]] = []
             if path.exists():
-                _rewrite(path, [line for line, v in _parse(path) if start_step > 0 and v["step"] <= start_step])
+                kept = [each for each in _parse(path) if start_step > 0 and each[1]["step"] <= start_step]
+                _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
         self._path = path
+        self.seconds = max((_seconds(values) for _, values in kept), default=0.0)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -63,13 +69,14 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, split: Split, step: int, **values: float | str) -> None:
+    def write(self, split: Split, step: int, **values: float | str | list[float]) -> None:
         """Appends one line.
 
         Args:
-          split: what the values were measured on; "skip" tells of a step that the guard refused.
+          split: what the values were measured on; "skip" tells of a step that the guard refused, "health" of the
+            propagators layer by layer, "sample" what the model has written.
           step: training steps taken so far.
-          **values: by name; numbers, arrays of one number, or text.
+          **values: by name; numbers, arrays of one number, lists of numbers, or text.
 
         Raises:
           MetricsError: the file cannot be written.
@@ -123,12 +130,25 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             f"cannot read {path}: {error.strerror}; give the {FILE_NAME} of a run that has started"
         ) from error
     return [
-        {_OLD_NAMES.get(name, name): math.nan if v is None else v for name, v in values.items()}
+        {_OLD_NAMES.get(name, name): _without_null(value) for name, value in values.items()}
         for _, values in _parse(path)
     ]
 
 
-def _strict(value: Any) -> float | str | None:
+def _without_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_null(each) for each in value]
+    return math.nan if value is None else value
+
+
+def _seconds(values: dict[str, Any]) -> float:
+    seconds = values.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e300 else 0.0
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
     number = value.item() if hasattr(value, "item") else value
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
