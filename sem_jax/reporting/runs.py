@@ -1,0 +1,108 @@
+"""A run as its page needs it: columns of numbers out of metrics.jsonl, whatever version has written it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sem_jax.config import Config, ModelConfig
+from sem_jax.data import Tokenizer
+from sem_jax.modules.model import abstract_model, count_parameters
+from sem_jax.training.metrics import FILE_NAME, read_metrics
+from sem_jax.training.workdir import open_workdir
+
+
+class Points(NamedTuple):
+    """Values of one name in the order of their steps."""
+
+    steps: np.ndarray  # [n] float64
+    seconds: np.ndarray  # [n], NaN where a line has none
+    values: np.ndarray  # [n], or [n, L] by layer; NaN where the line has no finite number
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a workdir tells of its run."""
+
+    name: str  # among those of one page
+    config: Config
+    tokenizer: Tokenizer
+    lines: dict[str, list[dict[str, Any]]]  # by split
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that any line tells of."""
+        return max((line["step"] for lines in self.lines.values() for line in lines), default=0)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one step reads."""
+        return self.config.training.global_batch * self.config.data.seq_length
+
+    @property
+    def parameters(self) -> int:
+        """Number of real parameters."""
+        return _count_parameters(self.config.model)
+
+    def split(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a split."""
+        return self.lines.get(name, [])
+
+    def points(self, split: str, name: str) -> Points:
+        """The numbers of one name; lines without that name are left out."""
+        lines = [line for line in self.split(split) if name in line]
+        return _points(lines, np.array([number(line, name) for line in lines]))
+
+    def layers(self, split: str, name: str) -> Points:
+        """The lists of one name, [n, L]; a layer that a list lacks is NaN, and what is no list is left out."""
+        lines = [line for line in self.split(split) if isinstance(line.get(name), list)]
+        values = np.full((len(lines), max((len(line[name]) for line in lines), default=0)), math.nan)
+        for row, line in zip(values, lines, strict=True):
+            row[: len(line[name])] = [_finite(value) for value in line[name]]
+        return _points(lines, values)
+
+
+def read_runs(workdirs: Sequence[str | Path]) -> list[Run]:
+    """Runs with names of their own: those of their folders, or the whole paths where two folders are called alike.
+
+    Raises:
+      ConfigError, DataError, MetricsError: a folder is not the workdir of a run that has trained.
+    """
+    folders = [Path(workdir).absolute().name for workdir in workdirs]
+    unique = len(set(folders)) == len(folders)
+    return [_read(folder, name if unique else str(folder)) for folder, name in zip(workdirs, folders, strict=True)]
+
+
+def number(line: dict[str, Any], name: str) -> float:
+    """A value of a line; NaN where the line lacks it or has something else, as those of another version may."""
+    return _finite(line.get(name))
+
+
+def _finite(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
+
+
+def _read(workdir: str | Path, name: str) -> Run:
+    config, tokenizer = open_workdir(workdir)
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for line in read_metrics(Path(workdir) / FILE_NAME):
+        lines.setdefault(line["split"], []).append(line)
+    return Run(name, config, tokenizer, lines)
+
+
+def _points(lines: Sequence[dict[str, Any]], values: np.ndarray) -> Points:
+    steps = np.array([line["step"] for line in lines], np.float64)
+    order = np.argsort(steps, kind="stable")
+    seconds = np.array([number(line, "seconds") for line in lines])
+    return Points(steps[order], seconds[order], values[order])
+
+
+@functools.cache
+def _count_parameters(config: ModelConfig) -> int:
+    return count_parameters(abstract_model(config).params)
