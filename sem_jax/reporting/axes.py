@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-Scale = Literal["linear", "log", "auto"]
+Scale = Literal["linear", "auto"]
 _TICKS = 5
 _WIDE = 30  # from this ratio of the largest to the smallest value on, "auto" is logarithmic
 _LOG_STRIDES = 6  # at most so many decades are ticked one by one
@@ -46,8 +46,8 @@ def value_axis(values: Iterable[float], scale: Scale = "linear", include: Iterab
 
     Args:
       values: any numbers.
-      scale: "auto" is logarithmic for positive values that differ by large factors. Without a positive value every
-        axis is linear; on a logarithmic one, values that are not positive lie at its lower end.
+      scale: "auto" is logarithmic where no value is negative and positive ones differ by large factors; a zero then
+        lies at the lower end.
       include: further values that the axis must reach, if there is any value at all.
     """
     given = np.fromiter(values, np.float64)
@@ -57,7 +57,7 @@ def value_axis(values: Iterable[float], scale: Scale = "linear", include: Iterab
     reached = np.concatenate([finite, np.fromiter(include, np.float64)])
     low, high = float(reached.min()), float(reached.max())
     positive = reached[reached > 0]
-    if len(positive) and (scale == "log" or (scale == "auto" and low > 0 and high > _WIDE * low)):
+    if scale == "auto" and low >= 0 and len(positive) and high > _WIDE * positive.min():
         return _log_axis(float(positive.min()), high)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, or as good as one
         margin = abs(high) / 10 or 1.0
@@ -83,7 +83,7 @@ def short_number(value: float) -> str:
         return "not finite"
     size = abs(value)
     if value == 0 or 1e-3 <= size < 1e4:
-        return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+        return f"{value:.3g}" if size < 1000 else f"{value:,.0f}"
     if 1e4 <= size < 1e15:
         exponent, unit = _unit(size)
         return f"{value / 10**exponent:.3g}{unit}"

@@ -17,9 +17,11 @@ from sem_jax.reporting.thinning import thinned
 
 WIDTH, HEIGHT = 1000, 200  # of the drawing; style.css shows it in as many pixels of height
 _COLUMNS = 4000  # of all curves of a chart together, which bounds the file
+_NEAR = 0.25  # of a limit
 _LINE_HEIGHT = 15  # pixels between the labels at the ends of curves
+_LETTER, _LONGEST_LABEL = 7, 12  # pixels, letters
 _MOST_DOTS = 60
-_MOST_NUMBERS = 12  # that stand above marks
+_MOST_NUMBERS = 20  # that stand above marks
 _NAMED_IN_A_MARK = 4
 
 
@@ -57,14 +59,13 @@ class Chart:
     scale: Scale = "linear"
     include: Sequence[float] = ()  # values that the axis must reach
     limit: float | None = None  # from where on there are warnings
-    note: str = ""
     missing: str = "Nothing has been recorded yet."  # in place of curves without a point
     classes: Sequence[str] = field(default=())
 
 
 def draw(chart: Chart) -> Node:
     """The chart as a `figure`; a chart without a finite value says so in words."""
-    limits = [] if chart.limit is None else [chart.limit]
+    limits = [chart.limit] if chart.limit is not None and _comes_near(chart.lines, chart.limit) else []
     across = position_axis(np.concatenate([np.zeros(0), *(line.x for line in chart.lines)]))
     up = value_axis(
         np.concatenate([np.zeros(0), *(line.y for line in chart.lines)]), chart.scale, [*chart.include, *limits]
@@ -75,23 +76,30 @@ def draw(chart: Chart) -> Node:
         body = element("p", "No value of it is a finite number.", class_="empty")
     else:
         body = _plot(chart, across, up)
-    note = " ".join(filter(None, [chart.note, _limit_note(chart)]))
     return element(
         "figure",
         element("figcaption", element("h3", chart.title), element("span", chart.unit, class_="unit")),
         body,
-        element("p", note, class_="note") if note else None,
+        None
+        if chart.limit is None or body.tag == "p"
+        else element("p", _limit_note(chart.limit, bool(limits)), class_="note"),
         class_=" ".join(["chart", *chart.classes]),
     )
 
 
-def _limit_note(chart: Chart) -> str:
-    return "" if chart.limit is None else f"Dashed: from {short_number(chart.limit)} on a run warns."
+def _comes_near(lines: Sequence[Line], limit: float) -> bool:
+    """Whether the axis should reach a limit: where all is well below, it would only flatten the curves."""
+    return any(bool(np.any(line.y[np.isfinite(line.y)] > limit * _NEAR)) for line in lines)
+
+
+def _limit_note(limit: float, is_drawn: bool) -> str:
+    return f"A run warns from {short_number(limit)} on{' (dashed)' if is_drawn else ', above this figure'}."
 
 
 def _plot(chart: Chart, across: Axis, up: Axis) -> Node:
     labelled = [line for line in chart.lines if line.label and np.isfinite(line.y).any()]
-    ends = element("div", *_end_labels(labelled, up), class_="ends") if labelled else None
+    width = min(max((len(line.name) for line in labelled), default=0), _LONGEST_LABEL) * _LETTER + 12
+    ends = element("div", *_end_labels(labelled, up), class_="ends", style=f"width:{width}px") if labelled else None
     return element(
         "div",
         element("div", *_numbers(chart.marks, across), class_="numbers"),
@@ -119,7 +127,7 @@ def _y(axis: Axis, value: float) -> float:
 
 def _drawing(chart: Chart, across: Axis, up: Axis) -> Node:
     grid = [_horizontal(_y(up, value), "grid") for value, _ in up.ticks()]
-    limit = [] if chart.limit is None else [_horizontal(_y(up, chart.limit), "limit")]
+    limit = [] if chart.limit is None or chart.limit > up.high else [_horizontal(_y(up, chart.limit), "limit")]
     columns = max(min(WIDTH, _COLUMNS // len(chart.lines)), 40)
     curves = [node for line in chart.lines for node in _curve(line, across, up, columns)]
     return element(
@@ -193,14 +201,19 @@ def _together(texts: Sequence[str]) -> str:
 
 
 def _numbers(marks: Sequence[Mark], across: Axis) -> list[Node]:
-    """The numbers of marks, where there is room for them."""
-    numbers, free = [], -1.0
-    for mark in marks:
-        x = _x(across, mark.x)
-        if mark.number is not None and x >= free:
-            numbers.append(_tick(str(mark.number), left=x))
-            free = x + WIDTH / _MOST_NUMBERS / 2
-    return numbers
+    """The numbers of marks; neighbours that would touch share a label, such as "2–4"."""
+    numbered = [(_x(across, mark.x), mark.number) for mark in marks if mark.number is not None]
+    groups: list[list[tuple[float, int]]] = []
+    for x, number in numbered:
+        if groups and x - groups[-1][-1][0] < WIDTH / _MOST_NUMBERS:
+            groups[-1].append((x, number))
+        else:
+            groups.append([(x, number)])
+    return [
+        _tick(str(first) if first == last else f"{first}–{last}", left=(start + end) / 2)
+        for group in groups
+        for (start, first), (end, last) in [(group[0], group[-1])]
+    ]
 
 
 def _end_labels(lines: Sequence[Line], up: Axis) -> list[Node]:

@@ -42,8 +42,8 @@ def learning(runs: Sequence[Run], skips: Sequence[Skips]) -> list[Chart]:
     for position in (_STEPS, _Position("tokens", "tokens", 1), _time(runs)):
         marks = _marks(skips) if position is _STEPS else ()
         for title, unit, names in (
-            ("Loss", "nats/token, as it is minimised", ("loss", "nll")),
-            ("Bits/byte", "of held-out text and, thin, of the training batches", ("bits_per_byte",)),
+            ("Loss", "nats/token, with all that is minimised", ("loss", "nll")),
+            ("Bits/byte", "with dots on held-out text, thin on the training batches", ("bits_per_byte",)),
         ):
             lines = [line for i, run in enumerate(runs) for line in _curves(run, i, len(runs), names, position)]
             charts.append(
@@ -58,17 +58,17 @@ def optimizer(runs: Sequence[Run], skips: Sequence[Skips]) -> list[Chart]:
     """Learning rate, its scale and the gradient norm."""
     marks = _marks(skips)
     return [
-        Chart("Learning rate", "as it is applied", "steps", _of(runs, "lr"), marks, include=[0]),
+        Chart("Learning rate", "as it is applied", "steps", _of(runs, "lr", "learning rate"), marks, include=[0]),
         Chart(
             "Scale of the learning rate",
             "of the guard, which lowers it at a bad step",
             "steps",
-            _of(runs, "lr_scale"),
+            _of(runs, "lr_scale", "scale"),
             marks,
             include=[0, 1],
         ),
-        Chart("Gradient norm", "before clipping", "steps", _of(runs, "grad_norm"), marks, scale="log"),
-        Chart("Speed", "tokens/s", "steps", _of(runs, "tokens_per_s"), include=[0]),
+        Chart("Gradient norm", "before clipping", "steps", _of(runs, "grad_norm", "norm"), marks, scale="auto"),
+        Chart("Speed", "tokens/s", "steps", _of(runs, "tokens_per_s", "tokens/s"), include=[0]),
     ]
 
 
@@ -82,7 +82,7 @@ def propagators(runs: Sequence[Run]) -> list[Chart]:
         ("h_lambda_bound", "hλ", "upper bound of hλ_max (Gershgorin)", 2 * H_LAMBDA_LIMIT),
     ]
     return [
-        Chart(title, unit, "steps", _by_layer(runs, "health", name), scale="log", limit=limit, missing=_OLD)
+        Chart(title, unit, "steps", _by_layer(runs, "health", name), scale="auto", limit=limit, missing=_OLD)
         for name, title, unit, limit in charts
     ]
 
@@ -130,9 +130,9 @@ def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str, **options: bool)
     return Line(name, x[known], y[known], colour, **options)
 
 
-def _of(runs: Sequence[Run], name: str) -> list[Line]:
+def _of(runs: Sequence[Run], name: str, title: str) -> list[Line]:
     """One curve a run, of a number in the lines of training."""
-    found = [(i, run.name, run.points("train", name)) for i, run in enumerate(runs)]
+    found = [(i, run.name if len(runs) > 1 else title, run.points("train", name)) for i, run in enumerate(runs)]
     return [
         Line(run_name, points.steps, points.values, f"c{i % COLOURS}", label=len(runs) > 1)
         for i, run_name, points in found

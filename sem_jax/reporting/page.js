@@ -2,7 +2,7 @@
 // Values under the pointer, read back from the curves themselves. The page can be read without any of this.
 const format = (v) => {
   const size = Math.abs(v);
-  if (v === 0 || (size >= 1e-3 && size < 1e6)) return Number(v.toPrecision(5)).toLocaleString("en");
+  if (v === 0 || (size >= 1e-3 && size < 1e6)) return Number(v.toPrecision(4)).toLocaleString("en");
   return v.toExponential(2);
 };
 const axis = (text) => {
@@ -33,10 +33,10 @@ for (const svg of document.querySelectorAll("svg")) {
     box = document.createElement("div");
     box.className = "reading";
     const told = lines.length > 9 ? [...lines.slice(0, 4), "…", ...lines.slice(-4)] : lines;
-    const place = Math.round(xOf(x / width) * 100) / 100;
-    box.textContent = [`${svg.dataset.position} ${format(place)}`, ...told, ...marks.map((m) => m.textContent)].join("\n");
-    box.style[x > width / 2 ? "right" : "left"] = x > width / 2 ? `calc(${100 - (x / width) * 100}% + 10px)` : `calc(${(x / width) * 100}% + 10px)`;
+    box.textContent = [`${svg.dataset.position} ${format(xOf(x / width))}`, ...told, ...marks.map((m) => m.textContent)].join("\n");
     svg.parentNode.append(box);
+    const [here, wide] = [(x / width) * frame.width, box.offsetWidth];
+    box.style.left = `${here < frame.width / 2 ? Math.min(here + 10, frame.width - wide) : Math.max(here - wide - 10, -45)}px`;
   };
   svg.addEventListener("pointermove", move);
   svg.addEventListener("pointerdown", move);

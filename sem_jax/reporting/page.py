@@ -95,7 +95,7 @@ def _section(title: str, *children: Node) -> Node:
 
 
 def _grid(charts: Sequence[Chart]) -> Node:
-    return element("div", *map(draw, charts), class_="grid")
+    return element("div", *map(draw, charts), class_="grid three" if len(charts) == 3 else "grid")
 
 
 def _switch(position: str) -> Node:
@@ -112,9 +112,11 @@ def _tabs() -> Node:
 
 
 def _lead(runs: Sequence[Run], split: str) -> list[Node]:
+    """How to tell the curves of a section from each other."""
+    if len(runs) == 1:
+        return [element("p", "Layers from shallow", element("span", class_="ramp"), "to deep.", class_="lead")]
     which = "the worst layer at each step" if split == "health" else "the deepest layer"
-    text = "Shallow layers are light, deep ones dark." if len(runs) == 1 else f"Of each run, {which}."
-    return [element("p", text, class_="lead layered" if len(runs) == 1 else "lead")]
+    return [element("p", f"Of each run, {which}.", class_="lead")]
 
 
 def _header(title: str, runs: Sequence[Run], live: bool) -> Node:

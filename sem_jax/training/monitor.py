@@ -15,6 +15,7 @@ from sem_jax.data import Dataset
 from sem_jax.errors import SemJaxError
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
+from sem_jax.reporting.live import LivePage
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
@@ -65,6 +66,7 @@ class Monitor:
         self._leaf_names = leaf_names(state.params, state.opt_state.inner)
         self._writer = MetricsWriter(workdir, start_step) if is_first() else None
         self._progress = Progress(config.training.max_steps, start_step, None if is_first() else _Nowhere())
+        self._page = LivePage(workdir, self._progress.note)
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
@@ -80,9 +82,10 @@ class Monitor:
             if kind is None:
                 self._read(self._late.flush())
         finally:
-            self._progress.close()
             if self._writer is not None:
                 self._writer.close()
+                self._page.update(last=True)
+            self._progress.close()
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""
@@ -204,6 +207,7 @@ class Monitor:
             self._progress.note(f"warning, step {step}: {warning}")
 
     def sample(self, step: int, text: str) -> None:
-        """Shows a sample, and writes it down."""
+        """Shows a sample, writes it down, and draws the run's page anew; for the first process alone."""
         self._write("sample", step, text=text[:_LONGEST_SAMPLE])
         self._progress.note("\n".join(f"  | {line}" for line in text.splitlines()))
+        self._page.update()
