@@ -117,7 +117,7 @@ def _validation_table(validation: list[dict[str, Any]]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
-    workdirs = [folder for folder in flags.FLAGS.workdir if folder]
+    workdirs = [folder for folder in flags.FLAGS.workdir.split(",") if folder]
     if not workdirs:
         raise app.UsageError("--workdir names no folder")
     texts = [report(workdir) for workdir in workdirs]
@@ -138,7 +138,7 @@ def _write_if_possible(write: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("workdir", None, "Folder of a run; several, with commas between, are compared.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of a run; several, with commas between, are compared.", required=True)
     flags.DEFINE_string("output", None, "The page goes into this file, and nothing into the workdir.")
     from sem_jax.cli import parse_flags, reporting_errors
 

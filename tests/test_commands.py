@@ -293,15 +293,29 @@ def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch
 
 
 def test_a_report_of_a_run_that_cannot_be_written_to_is_printed(untrained, capsys, monkeypatch):
-    def refuse(self, *_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(pathlib.Path, "write_text", refuse)
-    monkeypatch.setattr(report.flags, "FLAGS", SimpleNamespace(workdir=untrained))
-    report.main([])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        patch.setattr(report.flags, "FLAGS", SimpleNamespace(workdir=str(untrained), output=None))
+        report.main([])
     printed = capsys.readouterr()
     assert "| 0 | 2.0000 | 1.0000 |" in printed.out
-    assert printed.err == "note: report.md is not written: Permission denied\n"
+    assert [line.partition(";")[0] for line in printed.err.splitlines()] == [
+        f"note: cannot write {untrained / name}: Permission denied" for name in ("report.md", "report.html")
+    ]
+    assert "--output=" in printed.err
+
+
+def test_a_report_of_several_runs_goes_into_a_file_and_touches_no_workdir(untrained, tmp_path, capsys, monkeypatch):
+    before = sorted(untrained.iterdir())
+    flags = SimpleNamespace(workdir=f"{untrained},{untrained}", output=str(tmp_path / "page.html"))
+    monkeypatch.setattr(report.flags, "FLAGS", flags)
+    report.main([])
+    assert capsys.readouterr().out.count("| 0 | 2.0000 | 1.0000 |") == 2
+    assert "2 runs" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert sorted(untrained.iterdir()) == before
 
 
 def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):

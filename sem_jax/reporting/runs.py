@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from sem_jax.config import Config, ModelConfig
 from sem_jax.data import Tokenizer
+from sem_jax.modules.blocks import block_kinds
 from sem_jax.modules.model import abstract_model, count_parameters
 from sem_jax.training.metrics import FILE_NAME, read_metrics
 from sem_jax.training.workdir import open_workdir
@@ -105,4 +107,7 @@ def _points(lines: Sequence[dict[str, Any]], values: np.ndarray) -> Points:
 
 @functools.cache
 def _count_parameters(config: ModelConfig) -> int:
-    return count_parameters(abstract_model(config).params)
+    # Layers of a kind are alike, and to build all of a deep model only to count them takes many seconds.
+    params = abstract_model(dataclasses.replace(config, num_layers=1)).params
+    kinds = block_kinds(config.blocks)
+    return sum(count_parameters(group) * (config.num_layers if name in kinds else 1) for name, group in params.items())

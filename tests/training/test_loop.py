@@ -257,7 +257,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(config, workdir, uninterrup
 
 
 def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, workdir, uninterrupted, monkeypatch):
+    pages = []
+
     def crash():
+        pages.append((workdir / "report.html").read_text(encoding="utf-8"))
         raise OSError("the machine is gone")
 
     with monkeypatch.context() as patch:
@@ -265,6 +268,9 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
         with pytest.raises(OSError, match="the machine is gone"):
             train(config, workdir)
     assert metrics_of(workdir)[-1]["step"] == 180
+    pages.append((workdir / "report.html").read_text(encoding="utf-8"))
+    assert ["training, step 100 of 200" in pages[0], 'data-live="yes"' in pages[0]] == [True, True]
+    assert ["step 180 of 200" in pages[1], 'data-live="yes"' in pages[1]] == [True, False]
     said = []
     assert train(config, workdir, said.append).finished
     assert "resuming from step 150" in said
