@@ -12,6 +12,7 @@ import numpy as np
 Scale = Literal["linear", "auto"]
 _TICKS = 5
 _WIDE = 30  # from this ratio of the largest to the smallest value on, "auto" is logarithmic
+_TINY = 1e-300  # less counts as 0, for a step between ticks must not underflow
 _LOG_STRIDES = 6  # at most so many decades are ticked one by one
 
 
@@ -55,6 +56,7 @@ def value_axis(values: Iterable[float], scale: Scale = "linear", include: Iterab
     if not len(finite):
         return None
     reached = np.concatenate([finite, np.fromiter(include, np.float64)])
+    reached[np.abs(reached) < _TINY] = 0
     low, high = float(reached.min()), float(reached.max())
     positive = reached[reached > 0]
     if scale == "auto" and low >= 0 and len(positive) and high > _WIDE * positive.min():

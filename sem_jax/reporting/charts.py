@@ -23,6 +23,7 @@ _LETTER, _LONGEST_LABEL = 7, 12  # pixels, letters
 _MOST_DOTS = 60
 _MOST_NUMBERS = 20  # that stand above marks
 _NAMED_IN_A_MARK = 4
+_MOST_WHOLE_MARKS, _SHORT_MARK = 24, 10
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,13 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _marks(marks: Sequence[Mark], across: Axis) -> list[Node]:
-    """One line for all marks that fall on one place of the drawing."""
+    """One line for all marks that fall on one place of the drawing, a short one where they would hide the curves."""
     places: dict[str, list[str]] = {}
     for mark in marks:
         places.setdefault(f"{_x(across, mark.x):.1f}", []).append(mark.text)
+    end = HEIGHT if len(places) <= _MOST_WHOLE_MARKS else _SHORT_MARK
     return [
-        element("line", element("title", _together(texts)), x1=x, x2=x, y1=0, y2=HEIGHT, class_="mark")
+        element("line", element("title", _together(texts)), x1=x, x2=x, y1=0, y2=end, class_="mark")
         for x, texts in places.items()
     ]
 

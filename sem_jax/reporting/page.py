@@ -22,6 +22,7 @@ from sem_jax.reporting.skips import Skips, skips_of
 FILE_NAME = "report.html"
 _POSITIONS = ("steps", "tokens", "seconds")
 _MOST_SKIPS = 100  # rows
+_OPEN_SKIPS = 12  # rows that are shown without a click
 _SAMPLES = 6
 _LONGEST_SAMPLE = 2000  # characters
 
@@ -212,7 +213,8 @@ def _skip_table(name: str, groups: list[Skips]) -> Node:
         f", the last {_MOST_SKIPS} of {len(groups)}" if hidden > 0 else ""
     )
     table = element("table", element("thead", head), element("tbody", *rows), class_="skips")
-    return element("div", element("h3", title), table, class_="scroll")
+    is_open = "open" if len(groups) <= _OPEN_SKIPS else None
+    return element("details", element("summary", title), element("div", table, class_="scroll"), open=is_open)
 
 
 def _samples(run: Run, several: bool) -> list[Node]:

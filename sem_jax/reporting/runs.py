@@ -19,6 +19,8 @@ from sem_jax.modules.model import abstract_model, count_parameters
 from sem_jax.training.metrics import FILE_NAME, read_metrics
 from sem_jax.training.workdir import open_workdir
 
+_LARGEST = 1e300  # sums and differences of such numbers are finite
+
 
 class Points(NamedTuple):
     """Values of one name in the order of their steps."""
@@ -58,16 +60,31 @@ class Run:
 
     def points(self, split: str, name: str) -> Points:
         """The numbers of one name; lines without that name are left out."""
-        lines = [line for line in self.split(split) if name in line]
-        return _points(lines, np.array([number(line, name) for line in lines]))
+        lines, steps, seconds = self._sorted(split)
+        known = np.array([name in line for line in lines], bool)
+        return Points(steps[known], seconds[known], _column(lines, name)[known])
 
     def layers(self, split: str, name: str) -> Points:
         """The lists of one name, [n, L]; a layer that a list lacks is NaN, and what is no list is left out."""
-        lines = [line for line in self.split(split) if isinstance(line.get(name), list)]
-        values = np.full((len(lines), max((len(line[name]) for line in lines), default=0)), math.nan)
-        for row, line in zip(values, lines, strict=True):
-            row[: len(line[name])] = [_finite(value) for value in line[name]]
-        return _points(lines, values)
+        lines, steps, seconds = self._sorted(split)
+        known = np.array([isinstance(line.get(name), list) for line in lines], bool)
+        lists = [line[name] for line, has in zip(lines, known, strict=True) if has]
+        values = np.full((len(lists), max(map(len, lists), default=0)), math.nan)
+        for row, numbers in zip(values, lists, strict=True):
+            row[: len(numbers)] = [_finite(each) for each in numbers]
+        return Points(steps[known], seconds[known], values)
+
+    def _sorted(self, split: str) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
+        """The lines of a split in the order of their steps, with these and their seconds."""
+        if split not in self._order:
+            lines = sorted(self.split(split), key=lambda line: line["step"])
+            steps = np.array([line["step"] for line in lines], np.float64)
+            self._order[split] = lines, steps, _column(lines, "seconds")
+        return self._order[split]
+
+    @functools.cached_property
+    def _order(self) -> dict[str, tuple[list[dict[str, Any]], np.ndarray, np.ndarray]]:
+        return {}
 
 
 def read_runs(workdirs: Sequence[str | Path]) -> list[Run]:
@@ -87,7 +104,9 @@ def number(line: dict[str, Any], name: str) -> float:
 
 
 def _finite(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
+    if type(value) is float:  # as nearly all are: a large run has millions
+        return value if -_LARGEST < value < _LARGEST else math.nan
+    return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else math.nan
 
 
 def _read(workdir: str | Path, name: str) -> Run:
@@ -98,11 +117,8 @@ def _read(workdir: str | Path, name: str) -> Run:
     return Run(name, config, tokenizer, lines)
 
 
-def _points(lines: Sequence[dict[str, Any]], values: np.ndarray) -> Points:
-    steps = np.array([line["step"] for line in lines], np.float64)
-    order = np.argsort(steps, kind="stable")
-    seconds = np.array([number(line, "seconds") for line in lines])
-    return Points(steps[order], seconds[order], values[order])
+def _column(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([_finite(line.get(name)) for line in lines], np.float64)
 
 
 @functools.cache

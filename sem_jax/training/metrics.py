@@ -137,7 +137,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _without_null(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_null(each) for each in value]
+        return [math.nan if each is None else each for each in value]
     return math.nan if value is None else value
 
 
