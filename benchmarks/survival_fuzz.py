@@ -45,6 +45,8 @@ from sem_jax.interop import names
 from sem_jax.interop.files import read_state_dict
 from sem_jax.interop.schema import read_schema
 from sem_jax.report import report
+from sem_jax.reporting.page import page
+from sem_jax.reporting.runs import read_runs
 from sem_jax.training.workdir import open_workdir, prepare_workdir
 
 _SECONDS = 20  # of processor time, after which an input counts as a hang
@@ -170,7 +172,9 @@ def loaders(folder: Path) -> dict[str, Loader]:
     return {
         "tokenizer.json": _tokenizers(folder),
         "config.json": _workdir_file(folder, "config.json", lambda workdir: open_workdir(workdir)),
-        "metrics.jsonl": _workdir_file(folder, "metrics.jsonl", report),
+        "metrics.jsonl": _workdir_file(
+            folder, "metrics.jsonl", lambda workdir: (report(workdir), page(read_runs([workdir])))
+        ),
         **_sources(folder),
         **_state_dicts(folder),
         "npy": _npy(folder),

@@ -26,7 +26,7 @@ from sem_jax.training.workdir import checkpoint_folder, open_workdir
 PATIENCE = 400  # seconds to wait for what must come
 _KEEP = 3  # newest checkpoints that stay
 _WORDS = "the wave turns and a phase keeps its norm where no graph couples what two channels hold".split()
-_WORKDIR = {".lock", "checkpoints", "config.json", "metrics.jsonl", "report.md", "tokenizer.json"}
+_WORKDIR = {".lock", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "tokenizer.json"}
 # All that a checkpoint can hold: moments, noise, an average, the guard's memory and a window of spikes.
 _FIELDS: dict[str, Any] = {
     "model": {
@@ -236,7 +236,7 @@ def metrics_faults(written: bytes, wanted: bytes) -> list[str]:
 def _by_place(lines: bytes) -> dict[tuple[str, int], list[dict[str, Any]]]:
     places: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in map(json.loads, lines.splitlines()):
-        for changing in ("tokens_per_s", "crc"):
+        for changing in ("tokens_per_s", "seconds", "crc"):
             line.pop(changing, None)
         places.setdefault((line["split"], line["step"]), []).append(line)
     return places

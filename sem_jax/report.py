@@ -1,15 +1,23 @@
-"""What a run achieved, as Markdown: python -m sem_jax.report --workdir=runs/quickstart."""
+"""What a run achieved, as Markdown and as a page: python -m sem_jax.report --workdir=runs/quickstart.
+
+python -m sem_jax.report --workdir=runs/first,runs/second --output=comparison.html
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
+from sem_jax.data import DataError
+from sem_jax.data.files import write_atomically
+from sem_jax.reporting.page import FILE_NAME, write_page
+from sem_jax.reporting.runs import number
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.workdir import open_workdir
 
@@ -19,14 +27,14 @@ _SKIPS_SHOWN = 20
 
 
 def write_report(workdir: str | Path) -> str:
-    """Writes `report.md` into the workdir and returns its text; raises as `report` does, and OSError."""
+    """Writes `report.md` into the workdir and returns its text; raises as `report` does, and DataError."""
     text = report(workdir)
     _save(workdir, text)
     return text
 
 
 def _save(workdir: str | Path, text: str) -> None:
-    (Path(workdir) / "report.md").write_text(text, encoding="utf-8")
+    write_atomically(Path(workdir) / "report.md", text)
 
 
 def report(workdir: str | Path) -> str:
@@ -67,7 +75,7 @@ def _training_lines(train: list[dict[str, Any]]) -> list[str]:
         "",
         f"    {_curve(losses)}",
         "",
-        f"Skipped steps {_number(train[-1], 'skipped'):.0f}, reports with a loss that is not finite "
+        f"Skipped steps {number(train[-1], 'skipped'):.0f}, reports with a loss that is not finite "
         f"{sum(not math.isfinite(loss) for loss in losses)}, worst residual "
         f"{max(_column(train, 'residual')):.1e}, worst norm drift "
         f"{max(_column(train, 'norm_drift')):.1e}{rate}.",
@@ -84,13 +92,7 @@ def _skip_table(skips: list[dict[str, Any]]) -> list[str]:
 
 
 def _column(lines: list[dict[str, Any]], name: str) -> list[float]:
-    return [_number(line, name) for line in lines]
-
-
-def _number(line: dict[str, Any], name: str) -> float:
-    """A value of a line; NaN where the line lacks it or has something else, as those of another version may."""
-    value = line.get(name)
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
+    return [number(line, name) for line in lines]
 
 
 def _curve(values: list[float]) -> str:
@@ -108,24 +110,36 @@ def _curve(values: list[float]) -> str:
 def _validation_table(validation: list[dict[str, Any]]) -> list[str]:
     if not validation:
         return ["No evaluation has been made yet."]
-    rows = [f"| {v['step']} | {_number(v, 'nll'):.4f} | {_number(v, 'bits_per_byte'):.4f} |" for v in validation]
+    rows = [f"| {v['step']} | {number(v, 'nll'):.4f} | {number(v, 'bits_per_byte'):.4f} |" for v in validation]
     return ["| step | nats/token | bits/byte |", "|---|---|---|", *rows]
 
 
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
-    workdir = flags.FLAGS.workdir
-    text = report(workdir)
-    print(text)
+    workdirs = [folder for folder in flags.FLAGS.workdir.split(",") if folder]
+    if not workdirs:
+        raise app.UsageError("--workdir names no folder")
+    texts = [report(workdir) for workdir in workdirs]
+    print("\n".join(texts))
+    if flags.FLAGS.output is not None:
+        write_page(workdirs, flags.FLAGS.output)
+        return
+    if len(workdirs) == 1:
+        _write_if_possible(lambda: _save(workdirs[0], texts[0]))
+    _write_if_possible(lambda: write_page(workdirs, Path(workdirs[0]) / FILE_NAME))
+
+
+def _write_if_possible(write: Callable[[], None]) -> None:
     try:
-        _save(workdir, text)
-    except OSError as error:  # to look at somebody else's run is no error
-        print(f"note: report.md is not written: {error.strerror}", file=sys.stderr)
+        write()
+    except DataError as error:  # to look at somebody else's run is no error
+        print(f"note: {error}, such as --output=report.html", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of a run; several, with commas between, are compared.", required=True)
+    flags.DEFINE_string("output", None, "The page goes into this file, and nothing into the workdir.")
     from sem_jax.cli import parse_flags, reporting_errors
 
     app.run(reporting_errors(main), flags_parser=parse_flags)

@@ -328,15 +328,29 @@ def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch
 
 
 def test_a_report_of_a_run_that_cannot_be_written_to_is_printed(untrained, capsys, monkeypatch):
-    def refuse(self, *_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(pathlib.Path, "write_text", refuse)
-    monkeypatch.setattr(report.flags, "FLAGS", SimpleNamespace(workdir=untrained))
-    report.main([])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        patch.setattr(report.flags, "FLAGS", SimpleNamespace(workdir=str(untrained), output=None))
+        report.main([])
     printed = capsys.readouterr()
     assert "| 0 | 2.0000 | 1.0000 |" in printed.out
-    assert printed.err == "note: report.md is not written: Permission denied\n"
+    assert [line.partition(";")[0] for line in printed.err.splitlines()] == [
+        f"note: cannot write {untrained / name}: Permission denied" for name in ("report.md", "report.html")
+    ]
+    assert "--output=" in printed.err
+
+
+def test_a_report_of_several_runs_goes_into_a_file_and_touches_no_workdir(untrained, tmp_path, capsys, monkeypatch):
+    before = sorted(untrained.iterdir())
+    flags = SimpleNamespace(workdir=f"{untrained},{untrained}", output=str(tmp_path / "page.html"))
+    monkeypatch.setattr(report.flags, "FLAGS", flags)
+    report.main([])
+    assert capsys.readouterr().out.count("| 0 | 2.0000 | 1.0000 |") == 2
+    assert "2 runs" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert sorted(untrained.iterdir()) == before
 
 
 def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
@@ -483,7 +497,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "    return SimpleNamespace(validation_tokens=1234, fingerprint='edited')\n"
         "evaluate.data_fingerprint = lambda workdir: 'trained'\n"
         "evaluate.open_dataset = open_dataset\n"
-        "evaluate.Evaluator = lambda *_: lambda *_: Evaluation(values, stats)\n"
+        "evaluate.Evaluator = lambda *_: lambda *_: Evaluation(values, stats, {})\n"
         "app.run(evaluate.main)\n"
     )
     flags = [f"--workdir={tmp_path}", "--config.data.seq_length=8", "--config.training.global_batch=8"]
@@ -524,8 +538,8 @@ def test_train_stop_resume_evaluate_generate_report(folder, tmp_path):
     evaluated = start(folder, command("evaluate", f"--workdir={workdir}"))
     assert evaluated.returncode == 0, evaluated.stderr
     values = dict(line.rsplit(maxsplit=1) for line in evaluated.stdout.splitlines()[2:])
-    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["split"] == "validation"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    *_, last = (line for line in lines if line["split"] == "validation")
     assert float(values["nats/token"]) == pytest.approx(last["nll"], abs=1e-4)
     assert float(values["bits/byte"]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
     assert {"perplexity", "norm drift", "residual", "iterations"} <= values.keys()

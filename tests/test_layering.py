@@ -97,6 +97,7 @@ def test_the_reader_sees_every_form_of_import():
         (("optim",), {"core", "modules", "config", "optim"}),
         (("data",), {"data", "config"}),
         (("interop",), {"core", "modules", "config", "data", "interop"}),
+        (("reporting",), {"modules", "config", "data", "training", "reporting"}),
         (("inference",), {"core", "modules", "config", "data", "inference"}),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",

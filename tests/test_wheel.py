@@ -78,3 +78,4 @@ def test_the_installed_wheel_trains_without_the_repository(wheel, tmp_path):
     printed = run(work, "-m", "sem_jax.train", "--config=experiment.py", "--workdir=run", **alone)
     assert "step 3/3" in printed
     assert (work / "run" / "metrics.jsonl").is_file()
+    assert (work / "run" / "report.html").is_file()

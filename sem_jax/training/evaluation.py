@@ -14,6 +14,7 @@ from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.metrics import bits_per_byte
 from sem_jax.training.step import EvalMetrics, make_eval_step
+from sem_jax.training.waves import WaveStats
 
 
 class Evaluation(NamedTuple):
@@ -21,6 +22,7 @@ class Evaluation(NamedTuple):
 
     values: dict[str, float]  # by the names of metrics.jsonl
     propagators: PropagatorStats  # each [L], the worst of all batches
+    waves: dict[str, WaveStats]  # by kind of block, each [L], the mean of all batches
 
 
 class Evaluator:
@@ -45,6 +47,7 @@ class Evaluator:
         sums = [np.array([m.sums.loss, m.sums.nll, m.sums.weight], np.float64) for m in metrics]
         loss, nll, weight = np.sum(sums, axis=0)
         worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])
+        waves = jax.tree.map(lambda *x: np.mean(x, axis=0), *[m.waves for m in metrics])
         values = {
             "loss": loss / weight,
             "nll": nll / weight,
@@ -53,7 +56,7 @@ class Evaluator:
             "iterations": int(np.max(worst.iterations, initial=0)),
             "norm_drift": float(np.max(worst.norm_drift, initial=0)),
         }
-        return Evaluation(values, worst)
+        return Evaluation(values, worst, waves)
 
     def is_finite(self, parts: ModelParts) -> bool:
         """Whether the loss of the first batch is a finite number."""

@@ -112,7 +112,7 @@ def train(
                 checkpointer.losses[step] = evaluation.values["nll"]
                 sampler.parts = layout.here(state.evaluated)
                 if is_first():
-                    report.sample(sampler.generate(config.sampling.prompt))
+                    report.sample(step, sampler.generate(config.sampling.prompt))
 
         step = start
         if report.owes_evaluation:

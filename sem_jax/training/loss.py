@@ -20,6 +20,7 @@ from jax import Array
 
 from sem_jax.core.devices import from_chunks, in_chunks, on_each_device
 from sem_jax.modules.model import SEM, ForwardStats, ModelState
+from sem_jax.modules.probe import Observer
 from sem_jax.modules.readout import Readout
 
 # The divergence visits the vocabulary in chunks of positions; an array of one chunk has at most so many entries
@@ -45,6 +46,7 @@ def batch_loss(
     unitary_lambda: float,
     teacher: SEM | None = None,
     temperature: float = 1.0,
+    observer: Observer | None = None,
 ) -> tuple[LossSums, ForwardStats, ModelState]:
     """Loss of one batch under the likelihood that the model's configuration names.
 
@@ -57,8 +59,9 @@ def batch_loss(
       unitary_lambda: λ of the log²Z term.
       teacher: reads the same inputs and gets no gradient; None: no divergence is computed.
       temperature: T, softens the teacher and the model.
+      observer: looks at the model's pass; None: an ordinary one.
     """
-    psi, state, stats = model(inputs, resets=resets)
+    psi, state, stats = model(inputs, resets=resets, observer=observer)
     loss, nll = token_losses(model, psi, targets, unitary_lambda)
     sums = LossSums(jnp.sum(weights * loss), jnp.sum(weights * nll), jnp.sum(weights))
     if teacher is not None:

@@ -23,7 +23,7 @@ from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
 PyTree = Any
-Split = Literal["train", "validation", "skip"]
+Split = Literal["train", "validation", "skip", "health", "sample"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 _CHECKSUM = ', "crc": '
@@ -45,6 +45,7 @@ class MetricsWriter:
     Attributes:
       last_step: of the lines that the file held when it was opened; 0 if there was none.
       evaluated: whether the file told of an evaluation at the step that the run goes on from.
+      seconds: that the run had taken by the last line that was kept; 0 where none tells.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -62,13 +63,15 @@ class MetricsWriter:
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = _parse(path) if start_step > 0 and path.exists() else []
-            kept = [(line, v["step"]) for line, v in lines if v["step"] <= start_step]
-            self.evaluated = any(v["split"] == "validation" and v["step"] == start_step for _, v in lines)
+            kept = [(line, values) for line, values in lines if values["step"] <= start_step]
             if path.exists():
                 _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
         self._path = path
-        self.last_step = max((step for _, step in kept), default=0)
+        told = [values for _, values in kept]
+        self.evaluated = any(values["split"] == "validation" and values["step"] == start_step for values in told)
+        self.last_step = max((values["step"] for values in told), default=0)
+        self.seconds = max(map(_seconds, told), default=0.0)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -76,13 +79,14 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, split: Split, step: int, **values: float | str) -> None:
+    def write(self, split: Split, step: int, **values: float | str | list[float]) -> None:
         """Appends one line.
 
         Args:
-          split: what the values were measured on; "skip" tells of a step that the guard refused.
+          split: what the values were measured on; "skip" tells of a step that the guard refused, "health" of the
+            propagators layer by layer, "sample" what the model has written.
           step: training steps taken so far.
-          **values: by name; numbers, arrays of one number, or text.
+          **values: by name; numbers, arrays of one number, lists of numbers, or text.
 
         Raises:
           MetricsError: the file cannot be written.
@@ -137,7 +141,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             f"cannot read {path}: {error.strerror}; give the {FILE_NAME} of a run that has started"
         ) from error
     return [
-        {_OLD_NAMES.get(name, name): math.nan if v is None else v for name, v in values.items()}
+        {_OLD_NAMES.get(name, name): _without_null(value) for name, value in values.items()}
         for _, values in _parse(path)
     ]
 
@@ -167,7 +171,20 @@ def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
     return {line["step"]: line["nll"] for line in lines if isinstance(line.get("nll"), float)}
 
 
-def _strict(value: Any) -> float | str | None:
+def _without_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [math.nan if each is None else each for each in value]
+    return math.nan if value is None else value
+
+
+def _seconds(values: dict[str, Any]) -> float:
+    seconds = values.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e300 else 0.0
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
     number = value.item() if hasattr(value, "item") else value
     return None if isinstance(number, float) and not math.isfinite(number) else number
 

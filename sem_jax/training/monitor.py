@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sem_jax.data import Dataset
 from sem_jax.errors import SemJaxError
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
+from sem_jax.reporting.live import LivePage
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
@@ -29,6 +31,8 @@ from sem_jax.training.metrics import (
 from sem_jax.training.processes import gather, is_first
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
+
+_LONGEST_SAMPLE = 10_000  # characters of a line
 
 
 class TrainingDiverged(SemJaxError, RuntimeError):
@@ -79,10 +83,12 @@ class Monitor:
             warning := gap_warning(self._writer.last_step, start_step, config.training.log_every)
         ):
             self._progress.note(f"warning: {warning}")
+        self._page = LivePage(workdir, self._progress.note)
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
         self._recent: list[StepMetrics] = []
+        self._start = time.perf_counter() - (self._writer.seconds if self._writer else 0)
         self.validation: dict[str, float] = {}
         due = start_step % config.training.eval_every == 0 or start_step == config.training.max_steps
         evaluated = gather(self._writer is not None and self._writer.evaluated)[0]
@@ -97,9 +103,10 @@ class Monitor:
             if kind is None:
                 self._read(self._late.flush())
         finally:
-            self._progress.close()
             if self._writer is not None:
                 self._writer.close()
+                self._page.update(last=True)
+            self._progress.close()
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""
@@ -120,7 +127,7 @@ class Monitor:
         if step % self._config.training.log_every == 0 or step == self._config.training.max_steps:
             self._report_training(step, metrics)
         if step % self._config.training.health_every == 0:
-            self._warn(step, metrics.propagators)
+            self._report_health(step, metrics.propagators)
 
     def _report_skip(self, step: int, metrics: StepMetrics) -> None:
         if not metrics.consecutive:
@@ -166,7 +173,7 @@ class Monitor:
 
     def _write(self, split: Split, step: int, **values: Any) -> None:
         if self._writer is not None:
-            self._writer.write(split, step, **values)
+            self._writer.write(split, step, **values, seconds=round(time.perf_counter() - self._start, 3))
 
     def _report_training(self, step: int, metrics: StepMetrics) -> None:
         names = ["loss", "nll"] if metrics.distill is None else ["loss", "nll", "distill"]
@@ -197,7 +204,12 @@ class Monitor:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Reports an evaluation."""
         values = self.validation = evaluation.values
-        self._write("validation", step, **values)
+        waves = {
+            f"{name}_{kind}": [float(number) for number in numbers]
+            for kind, stats in evaluation.waves.items()
+            for name, numbers in stats._asdict().items()
+        }
+        self._write("validation", step, **values, **waves)
         self._progress.note(
             f"step {step}: validation {values['nll']:.4f} nats/token, {values['bits_per_byte']:.4f} bits/byte, "
             f"residual {values['residual']:.1e}, norm drift {values['norm_drift']:.1e}"
@@ -206,10 +218,17 @@ class Monitor:
         if warning := chance_warning(values["nll"], self._config.model.vocab_size):
             self._progress.note(f"warning, step {step}: {warning}")
 
+    def _report_health(self, step: int, stats: PropagatorStats) -> None:
+        names = {"residual": stats.residual, "norm_drift": stats.norm_drift, "h_lambda_bound": stats.h_lambda}
+        self._write("health", step, **{name: [float(x) for x in numbers] for name, numbers in names.items()})
+        self._warn(step, stats)
+
     def _warn(self, step: int, stats: PropagatorStats) -> None:
         for warning in convergence_warnings(stats, self._config.model.propagator):
             self._progress.note(f"warning, step {step}: {warning}")
 
-    def sample(self, text: str) -> None:
-        """Shows a sample."""
+    def sample(self, step: int, text: str) -> None:
+        """Shows a sample, writes it down, and draws the run's page anew; for the first process alone."""
+        self._write("sample", step, text=text[:_LONGEST_SAMPLE])
         self._progress.note("\n".join(f"  | {line}" for line in text.splitlines()))
+        self._page.update()

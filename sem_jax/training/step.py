@@ -15,11 +15,13 @@ from sem_jax.core.devices import gathered, in_chunks, num_devices, on_each_copy
 from sem_jax.data import Batch
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import ForwardStats, ModelParts, abstract_model
+from sem_jax.modules.probe import Observer
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import global_norm, make_schedule
 from sem_jax.training.loss import LossSums, batch_loss, mean_divergence
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.state import Params, TrainState, abstract_state, optimizer_of
+from sem_jax.training.waves import WaveObserver, WaveStats
 
 
 class StepMetrics(NamedTuple):
@@ -43,10 +45,15 @@ class EvalMetrics(NamedTuple):
 
     sums: LossSums
     propagators: PropagatorStats  # each [L]
+    waves: dict[str, WaveStats]  # by kind of block, each [L]
 
 
 def model_loss(
-    config: Config, parts: ModelParts, batch: Batch, teacher: ModelParts | None = None
+    config: Config,
+    parts: ModelParts,
+    batch: Batch,
+    teacher: ModelParts | None = None,
+    observer: Observer | None = None,
 ) -> tuple[LossSums, ForwardStats]:
     """Sums of the loss over a batch, and what the forward pass reports."""
     tokens, resets, weights = map(jnp.asarray, batch)
@@ -59,6 +66,7 @@ def model_loss(
         config.optimizer.unitary_lambda,
         None if teacher is None else _whole_but_layers(teacher).merge(),
         config.training.distill_temperature,
+        observer,
     )
     return sums, stats
 
@@ -202,8 +210,8 @@ def make_eval_step(config: Config) -> Callable[[ModelParts, Batch], EvalMetrics]
 
     def step(parts: ModelParts, batch: Batch) -> EvalMetrics:
         with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-            sums, stats = model_loss(config, parts, batch)
-        return EvalMetrics(sums, propagator_stats(stats))
+            sums, stats = model_loss(config, parts, batch, observer=WaveObserver())
+        return EvalMetrics(sums, propagator_stats(stats), {kind: stats.seen[kind] for kind in stats.blocks})
 
     parts = layout.of_state(abstract_model(config.model))
     return jax.jit(step, in_shardings=(parts, layout.rows), out_shardings=layout.replicated)

@@ -79,8 +79,8 @@ def final_state(workdir):
 
 
 def repeatable(lines):
-    """Lines without the one value that no run repeats."""
-    return [{name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines]
+    """Lines without the values that no run repeats."""
+    return [{name: value for name, value in line.items() if name not in ("tokens_per_s", "seconds")} for line in lines]
 
 
 class Unread:
@@ -177,12 +177,28 @@ def test_lines_hold_the_names_that_users_read(uninterrupted):
     validation_lines = [line for line in lines if line["split"] == "validation"]
     assert [line["step"] for line in train_lines] == list(range(10, STEPS + 1, 10))
     assert [line["step"] for line in validation_lines] == [100, 200]
+    assert [line["step"] for line in lines if line["split"] == "sample"] == [100, 200]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    lines = train_lines + validation_lines
     both = {"split", "step", "loss", "nll", "bits_per_byte"}
     assert all(line.keys() >= both for line in lines)
     assert all(line.keys() >= {"lr", "lr_scale", "grad_norm", "tokens_per_s", "skipped"} for line in train_lines)
     assert not any("distill" in line for line in lines)
     for line in lines:  # one ASCII character a token
         assert line["bits_per_byte"] == pytest.approx(line["nll"] / math.log(2), rel=1e-12)
+
+
+def test_the_propagators_tell_of_each_layer(uninterrupted):
+    lines = metrics_of(uninterrupted)
+    worst = {line["step"]: line for line in lines if line["split"] == "train"}
+    health = [line for line in lines if line["split"] == "health"]
+    assert [line["step"] for line in health] == [50, 100, 150, 200]
+    for line in health:
+        for name in ("residual", "norm_drift"):
+            assert max(line[name]) == worst[line["step"]][name]
+    h_lambda = [line["h_lambda_bound"] for line in health]
+    assert len({*map(tuple, h_lambda)}) == len(h_lambda)  # it is learned
 
 
 def test_a_line_is_the_mean_of_the_steps_since_the_last(config, workdir, monkeypatch):
@@ -244,13 +260,19 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(config, workdir, uninterrup
     assert "resuming from step 120" in said
     assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
     # The evaluation at the interruption is the one thing more that this run has told.
-    lines = [line for line in metrics_of(workdir) if (line["split"], line["step"]) != ("validation", 120)]
-    assert len(lines) == len(metrics_of(workdir)) - 1
+    evaluated = [("validation", 120), ("sample", 120)]
+    lines = [line for line in metrics_of(workdir) if (line["split"], line["step"]) not in evaluated]
+    assert len(lines) == len(metrics_of(workdir)) - 2
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)  # the second process goes on where the first one ended
     assert repeatable(lines) == repeatable(metrics_of(uninterrupted))
 
 
 def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, workdir, uninterrupted, monkeypatch):
+    pages = []
+
     def crash():
+        pages.append((workdir / "report.html").read_text(encoding="utf-8"))
         raise OSError("the machine is gone")
 
     with monkeypatch.context() as patch:
@@ -258,6 +280,9 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
         with pytest.raises(OSError, match="the machine is gone"):
             train(config, workdir)
     assert metrics_of(workdir)[-1]["step"] == 180
+    pages.append((workdir / "report.html").read_text(encoding="utf-8"))
+    assert ["training, step 100 of 200" in pages[0], 'data-live="yes"' in pages[0]] == [True, True]
+    assert ["step 180 of 200" in pages[1], 'data-live="yes"' in pages[1]] == [True, False]
     said = []
     assert train(config, workdir, said.append).finished
     assert "resuming from step 150" in said
@@ -403,8 +428,7 @@ def test_the_loaded_model_has_the_loss_that_the_run_reported(config, uninterrupt
         chosen = np.take_along_axis(log_probs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
         total -= (batch.weights * chosen).sum()
         weight += batch.weights.sum()
-    reported = metrics_of(uninterrupted)[-1]
-    assert reported["split"] == "validation"
+    *_, reported = (line for line in metrics_of(uninterrupted) if line["split"] == "validation")
     assert total / weight == pytest.approx(reported["nll"], rel=1e-5)
 
 

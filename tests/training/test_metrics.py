@@ -53,7 +53,24 @@ def test_nonfinite_numbers_are_null_and_come_back_as_nan(tmp_path):
     assert [math.isnan(values[name]) for name in "abcd"] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("value", [1j, np.zeros(2), object()])
+def test_lists_keep_their_gaps(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write("health", 1, residual=[1e-7, math.nan])
+    (values,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert values["residual"][0] == 1e-7
+    assert math.isnan(values["residual"][1])
+
+
+def test_the_clock_goes_on_from_the_last_line_that_is_kept(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        assert writer.seconds == 0
+        for step, seconds in [(1, 2.5), (2, 4.0), (3, 9.0)]:
+            writer.write("train", step, seconds=seconds)
+    with MetricsWriter(tmp_path, 2) as writer:
+        assert writer.seconds == 4
+
+
+@pytest.mark.parametrize("value", [1j, np.zeros(2), object(), [1j]])
 def test_what_is_no_number_is_refused_and_nothing_is_written(tmp_path, value):
     with MetricsWriter(tmp_path) as writer, pytest.raises((TypeError, ValueError)):
         writer.write("train", 1, good=1.0, bad=value)

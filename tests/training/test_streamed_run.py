@@ -66,9 +66,11 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def metrics_of(workdir):
-    """Lines without the one value that no run repeats, and without the evaluation at the interruption."""
-    lines = [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in read_metrics(workdir / "metrics.jsonl")]
-    return [line for line in lines if (line["split"], line["step"]) != ("validation", STOP)]
+    """Lines without the values that no run repeats, and without the evaluation at the interruption."""
+    unrepeatable, evaluated = ("tokens_per_s", "seconds"), [("validation", STOP), ("sample", STOP)]
+    lines = read_metrics(workdir / "metrics.jsonl")
+    lines = [line for line in lines if (line["split"], line["step"]) not in evaluated]
+    return [{k: v for k, v in line.items() if k not in unrepeatable} for line in lines]
 
 
 def final_state(workdir):
