@@ -336,7 +336,8 @@ def test_an_evaluation_that_a_kill_has_prevented_is_made_up_for(config, workdir,
     found = [line for line in metrics_of(workdir) if (line["split"], line["step"]) != ("validation", 100)]
     assert repeatable(found) == repeatable(wanted)
     assert [line["step"] for line in metrics_of(workdir) if line["split"] == "validation"].count(step) == 1
-    assert result.validation["nll"] == metrics_of(uninterrupted)[-1]["nll"]
+    last = [line for line in metrics_of(uninterrupted) if line["split"] == "validation"][-1]
+    assert result.validation["nll"] == last["nll"]
 
 
 def test_signals_ask_until_the_last_save_is_on_disk(config, workdir, monkeypatch):
