@@ -46,7 +46,7 @@ SHAPES = {
 def configuration(shape: Shape, changes: dict[str, Any] | None = None) -> Config:
     """A configuration at these sizes, with model fields such as "propagator.solver" changed.
 
-    Without changes it is the model of the tables in docs/performance.md: fixed B and C, the Born readout.
+    Without changes it is the model of the tables in docs/performance.md: plan, fixed B and C, Born readout.
     """
     values = default().to_dict()
     sizes: dict[str, Any] = {
@@ -56,6 +56,7 @@ def configuration(shape: Shape, changes: dict[str, Any] | None = None) -> Config
         "max_seq_length": shape.length,
         "mixer.num_groups": shape.num_groups,
         "mixer.state_dim": shape.state_dim,
+        "encoder.transport": "row_softmax",
         "mixer.kind": "fixed",
         "likelihood": "born",
         "layout": "mixers_first",

@@ -131,7 +131,6 @@ class Result:
 def configure(variant: Variant, dim: int, steps: int, seed: int) -> Config:
     config = default()
     config.model.update(hidden_dim=dim, num_layers=_LAYERS.value, remat="none", layout="interleaved", vocab_size=65)
-    config.model.encoder.update(transport="none")
     config.model.mixer.update(num_groups=8, num_heads=8, state_dim=16)
     config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)

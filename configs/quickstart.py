@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config = default()
     config.name = "quickstart"
     config.model.update(hidden_dim=128, num_layers=4, layout="interleaved")
-    config.model.encoder.update(transport="none")
     config.data.update(tokenizer="bpe", bpe_vocab_size=2048, seq_length=64)
     config.optimizer.update(matrices="muon", learning_rate=5e-3, b2=0.99)
     config.optimizer.update(warmup_steps=100, decay_steps=750, lr_min_ratio=0.03)

@@ -27,6 +27,7 @@ from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
 from sem_jax.modules.model import init_model, split_model
 from sem_jax.training import loop
+from sem_jax.training.checkpoint import Choice
 from sem_jax.training.state import start_state
 from sem_jax.training.workdir import create_workdir, restore_run
 
@@ -37,7 +38,7 @@ def init(config: ConfigLike, seed: int = 0) -> LanguageModel:
     """An untrained model of a configuration; its tokenizer is trained or loaded as the configuration says.
 
     >>> sem_jax.init(TINY)
-    LanguageModel(sem, 28,217 parameters, byte vocabulary of 261, step 0)
+    LanguageModel(sem, 16,873 parameters, byte vocabulary of 261, step 0)
 
     Args:
       config: an experiment; fields that a mapping lacks take their defaults.
@@ -77,7 +78,7 @@ def train(config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] =
     return load(workdir)
 
 
-def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
+def load(workdir: str | Path, step: Choice = None, fallback: bool = False) -> LanguageModel:
     """The model of a training run; its averaged parameters where the run keeps an average.
 
     >>> model = sem_jax.load(workdir)
@@ -85,12 +86,13 @@ def load(workdir: str | Path, step: int | None = None) -> LanguageModel:
 
     Args:
       workdir: of `train`, `convert` or `python -m sem_jax.train`.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint; None is the newest, "best" the one of the lowest validation loss.
+      fallback: whether to take the newest older one that is intact in place of a damaged one; a warning says so.
 
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
-    run = restore_run(workdir, step)
+    run = restore_run(workdir, step, fallback)
     return LanguageModel(run.config, run.tokenizer, run.state.evaluated, run.step)
 
 

@@ -27,6 +27,7 @@ from sem_jax.errors import SemJaxError
 _INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
 _MAY_BE_EMPTY = ("prompt",)
 _MODULE = "config_config"  # the name under which ml_collections runs the file of --config
+flags.disclaim_key_flags()  # what is defined here belongs to the command that asks for it, and stands in its --help
 
 
 def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -65,7 +66,7 @@ def reporting_errors(main: Callable[[list[str]], Any]) -> Callable[[list[str]], 
 
 
 class LastingOutput(io.TextIOBase):
-    """Standard output for what must not end with it: a closed pipe or a full disk is one warning, and then silence."""
+    """Standard output for what must not break off with it: a closed pipe or a full disk is one warning, no more."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -78,6 +79,10 @@ class LastingOutput(io.TextIOBase):
 
     def __exit__(self, *_: object) -> None:
         sys.stdout = self._before
+
+    def unread(self) -> bool:
+        """Whether whoever read it has ended."""
+        return self.lost is not None and self.lost.errno == errno.EPIPE
 
     def write(self, text: str) -> int:
         """As of any stream, but that nothing is raised."""
@@ -112,9 +117,9 @@ class LastingOutput(io.TextIOBase):
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             with contextlib.suppress(OSError):  # the terminal may be gone altogether
+                then = "the run stops after this step" if self.unread() else "the run goes on without it"
                 print(
-                    f"warning: the output: {error.strerror}; the run goes on without it, and its workdir holds all "
-                    "that it tells",
+                    f"warning: the output: {error.strerror}; {then}, and its workdir holds all that it tells",
                     file=sys.stderr,
                 )
 
@@ -241,6 +246,28 @@ class _WholeNumber(flags.IntegerParser):
 
 
 config_flags.register_flag_parser_for_type(int, _WholeNumber())
+
+
+class _ChoiceParser(flags.ArgumentParser):
+    """Reads which checkpoint is meant."""
+
+    syntactic_help = "latest, best or a step"
+
+    def parse(self, argument: Any) -> int | str | None:
+        """A step, "best", or None for the newest."""
+        if argument in ("latest", "best"):
+            return None if argument == "latest" else "best"
+        if not str(argument).isdecimal():
+            raise ValueError("give latest, best or the number of a step")
+        return int(argument)
+
+
+def checkpoint_flags() -> tuple[flags.FlagHolder, flags.FlagHolder[bool]]:
+    """--checkpoint and --fallback of the commands that read a run."""
+    meaning = "Which one to use: latest, best (of the lowest validation loss) or a step."
+    fallback = "Where that checkpoint is damaged, use the newest older one that is intact."
+    choice = flags.DEFINE(_ChoiceParser(), "checkpoint", "latest", meaning)
+    return choice, flags.DEFINE_bool("fallback", False, fallback)
 
 
 def enable_compilation_cache() -> None:

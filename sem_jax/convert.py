@@ -11,7 +11,7 @@ from __future__ import annotations
 from absl import app, flags
 
 from sem_jax.api import convert, load
-from sem_jax.cli import parse_flags, reporting_errors
+from sem_jax.cli import checkpoint_flags, parse_flags, reporting_errors
 from sem_jax.interop import InteropError, differences, export_state_dict, write_state_dict
 from sem_jax.interop.files import require_writable_kind
 
@@ -20,7 +20,7 @@ _STATE_DICT = flags.DEFINE_string("state_dict", None, "File to import: .pt, .saf
 _SET = flags.DEFINE_multi_string("set", [], "A value that no shape tells, as name=value; may be given several times.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of the model; without it, text is token ids.")
 _TO = flags.DEFINE_string("to", None, "File to export to: .safetensors or .npz.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to export; without it, the newest.")
+_CHECKPOINT, _FALLBACK = checkpoint_flags()
 
 
 @reporting_errors
@@ -28,18 +28,20 @@ def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
     state_dict, to = _STATE_DICT.value, _TO.value
-    if state_dict is not None and to is None and _STEP.value is None:
+    if state_dict is not None and to is None and _CHECKPOINT.value is None:
         model = convert(state_dict, _WORKDIR.value, _TOKENIZER.value, **_overrides(_SET.value))
         print(f"{_WORKDIR.value}: {model!r}")
     elif to is not None and state_dict is None and _TOKENIZER.value is None and not _SET.value:
         _export(to)
     else:
-        raise app.UsageError("give --state_dict with --set and --tokenizer to import, or --to with --step to export")
+        raise app.UsageError(
+            "give --state_dict with --set and --tokenizer to import, or --to with --checkpoint to export"
+        )
 
 
 def _export(path: str) -> None:
     require_writable_kind(path)
-    model = load(_WORKDIR.value, _STEP.value)
+    model = load(_WORKDIR.value, _CHECKPOINT.value, _FALLBACK.value)
     arrays = export_state_dict(model.parts)
     write_state_dict(path, arrays)
     print(f"{path}: {len(arrays)} arrays of step {model.step}")

@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sem_jax.api import load
-from sem_jax.cli import one_line_errors, parse_flags, reporting_errors
+from sem_jax.cli import checkpoint_flags, one_line_errors, parse_flags, reporting_errors
 from sem_jax.config import Config, ConfigError, DataConfig, MeshConfig, build, default, override
 from sem_jax.data import open_dataset
 from sem_jax.data.arrays import read_token_freqs, read_tokens, require_npz, write_arrays
@@ -25,7 +25,7 @@ from sem_jax.training.token_outputs import token_outputs
 from sem_jax.training.workdir import data_fingerprint, with_own_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
+_CHECKPOINT, _FALLBACK = checkpoint_flags()
 _TOKENS = flags.DEFINE_string("tokens", None, "Token ids [B, S] in a .npy file; without it, held-out text.")
 _TOKEN_FREQS = flags.DEFINE_string("token_freqs", None, "Token frequencies [V] in a .npy file, for the transport cost.")
 _DUMP = flags.DEFINE_string("dump", None, "Write what the model says about --tokens to this .npz file.")
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--token_freqs and --dump need --tokens")
     if _DUMP.value is not None:
         require_npz(_DUMP.value)  # before a computation whose result could not be kept
-    model = load(_WORKDIR.value, _STEP.value)
+    model = load(_WORKDIR.value, _CHECKPOINT.value, _FALLBACK.value)
     config = _with_overrides(model.config)
     if _TOKENS.value is None:
         _evaluate_text(model, config)

@@ -7,7 +7,7 @@ from typing import cast
 from absl import app, flags
 
 from sem_jax.api import load
-from sem_jax.cli import parse_flags, reporting_errors
+from sem_jax.cli import checkpoint_flags, parse_flags, reporting_errors
 from sem_jax.inference.language_model import ContextMode
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
@@ -20,14 +20,14 @@ _CONTEXT = flags.DEFINE_enum(
     "context", None, ["restart", "unbounded"], "After the training length: read the last half afresh, or go on."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed draws the same text.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; without it, the newest.")
+_CHECKPOINT, _FALLBACK = checkpoint_flags()
 
 
 @reporting_errors
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
-    model = load(_WORKDIR.value, _STEP.value)
+    model = load(_WORKDIR.value, _CHECKPOINT.value, _FALLBACK.value)
     prompt = model.config.sampling.prompt if _PROMPT.value is None else _PROMPT.value
     context = cast(ContextMode | None, _CONTEXT.value)
     options = (_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, context)

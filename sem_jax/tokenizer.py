@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from sem_jax import config as config_lib
 from sem_jax.cli import parse_flags, reporting_errors
 from sem_jax.config import DataConfig
+from sem_jax.data.files import require_writable
 from sem_jax.data.head import Head
 from sem_jax.data.sources import Source, open_source
 from sem_jax.data.splits import split_documents, tokenizer_texts
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> None:
     """Runs the command line."""
     del argv
     config = data_config()
+    require_writable(_OUTPUT.value)
     texts, held_out = texts_of(open_source(config), config)
     tokenizer = train_tokenizer(config.tokenizer, texts, config.bpe_vocab_size)
     ratio = bytes_per_token(tokenizer, held_out)

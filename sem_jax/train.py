@@ -37,6 +37,9 @@ _JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for t
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only print parameters, memory, arithmetic and tokens of a step; train nothing, write nothing."
 )
+_FALLBACK = flags.DEFINE_bool(
+    "fallback", False, "Go on from the newest checkpoint that is intact where newer ones are damaged; they are renamed."
+)
 
 
 @reporting_errors
@@ -53,16 +56,17 @@ def main(argv: list[str]) -> None:
                 print(said)
             return
         with LastingOutput(sys.stdout) as output:
-            result = train(config, _WORKDIR.value)
+            result = train(config, _WORKDIR.value, fallback=_FALLBACK.value, unread=output.unread)
             if is_first() and result.finished:
                 print(write_report(_WORKDIR.value))
             elif is_first():
-                print(f"stopped and saved at step {result.step}; go on with: {this_command()}")
+                message = f"stopped and saved at step {result.step}; go on with: {this_command()}"
+                print(message, file=sys.stderr if output.lost else output)
             output.flush()
-    if output.lost is not None:
-        raise output.lost
     if not result.finished:
         sys.exit(_UNFINISHED)
+    if output.lost is not None:
+        raise output.lost
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ _FIELDS: dict[str, Any] = {
         "hidden_dim": 16,
         "num_layers": 1,
         "max_seq_length": 256,
-        "encoder": {"sdr_candidates": 8, "sdr_sparsity": 4, "cost_dim": 8},
+        "encoder": {"transport": "row_softmax", "sdr_candidates": 8, "sdr_sparsity": 4, "cost_dim": 8},
         "mixer": {"block_size": 4, "num_groups": 2, "num_heads": 2, "state_dim": 4},
         "propagator": {"laplacian_sparsity": 3},
     },

@@ -190,7 +190,11 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
     fake = tmp_path / "fake" / "sitecustomize.py"
     fake.parent.mkdir()
     fake.write_text(
-        "import sem_jax.training.loop as loop\nloop.train = lambda config, workdir: loop.TrainResult(7, False, {})\n"
+        "import sem_jax.training.loop as loop\n"
+        "def train(config, workdir, fallback, unread):\n"
+        "    print('step 7', flush=True)\n"
+        "    return loop.TrainResult(7, False, {'unread': unread()})\n"
+        "loop.train = train\n"
     )
     variables = environment(folder)
     variables["PYTHONPATH"] = os.pathsep.join([str(fake.parent), variables["PYTHONPATH"]])
@@ -200,11 +204,19 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
         for _ in range(2):
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=variables, cwd=folder)
             assert done.returncode == 75, done.stderr  # `train && evaluate` must not go on
-            (line,) = done.stdout.splitlines()
+            _, line = done.stdout.splitlines()
             message, _, again = line.partition("; go on with: ")
             assert message == "stopped and saved at step 7"
             arguments = shlex.split(again)
             assert arguments == [*start, *flags]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        done = subprocess.run(arguments, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, env=variables)
+    assert done.returncode == 75
+    warning, line = done.stderr.splitlines()
+    assert "Broken pipe; the run stops after this step" in warning
+    assert line.startswith("stopped and saved at step 7; go on with: ")
 
 
 def console_script(folder):
@@ -371,6 +383,7 @@ def test_a_lost_output_is_one_warning_and_ends_nothing(capsys, kind):
                 print("step", step, flush=True)
         assert sys.stdout is before
         assert output.lost.errno == (errno.EPIPE if kind == "pipe" else errno.ENOSPC)
+        assert output.unread() == (kind == "pipe")
     written = capsys.readouterr().err
     assert written.startswith("warning: the output: ")
     assert written.count("\n") == 1
@@ -392,9 +405,18 @@ def test_only_what_orbax_leaves_behind_is_passed_over(monkeypatch):
         ("evaluate", ["--workdir=w", "--config.data.foo=1"], ["--config has no such field: 'foo'"]),
         ("evaluate", ["--workdir=w", "--tokens=t.npy", "--dump=x.txt"], ["x.txt cannot be written", ".npz"]),
         ("convert", ["--workdir=w", "--to=x.txt"], ["x.txt cannot be written", ".safetensors or .npz"]),
+        ("evaluate", ["--workdir=w", "--tokens=t.npy", "--dump=text.txt/x.npz"], ["cannot write text.txt/x.npz: "]),
+        ("convert", ["--workdir=w", "--to=text.txt/x.npz"], ["cannot write text.txt/x.npz: "]),
+        ("diagnose", ["--workdir=w", "--json=text.txt/x.json"], ["cannot write text.txt/x.json: "]),
+        ("diagnose", ["--workdir=w", "--json=."], ["cannot write .: it is a folder"]),
+        (
+            "tokenizer",
+            ["--source=text", "--path=missing", "--output=text.txt/x.json"],
+            ["cannot write text.txt/x.json"],
+        ),
         ("train", ["--workdir=w", "--config=pipe"], ["pipe: it is a pipe or a device, not a file"]),
     ],
-    ids=["empty", "unknown field", "dump", "export", "pipe"],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
 )
 def test_what_cannot_work_is_refused_before_any_work(folder, name, flags, parts):
     if not (folder / "pipe").exists():
@@ -455,7 +477,7 @@ def test_evaluation_reads_the_runs_configuration_with_the_changes_given(folder, 
         "values = dict(nll=math.log(8), bits_per_byte=1.5, norm_drift=1e-7, residual=2e-7, iterations=8)\n"
         "stats = PropagatorStats(np.array([2e-2]), np.array([8]), np.array([1e-7]), np.array([1.5]))\n"
         "parts = SimpleNamespace(graphdef=None, params=None, buffers=None)\n"
-        "evaluate.load = lambda workdir, step: SimpleNamespace(config=config(), parts=parts)\n"
+        "evaluate.load = lambda workdir, step, fallback: SimpleNamespace(config=config(), parts=parts)\n"
         "def open_dataset(data, seed, batch):\n"
         "    print(data.seq_length, data.validation_fraction, data.tokenizer_path, batch)\n"
         "    return SimpleNamespace(validation_tokens=1234, fingerprint='edited')\n"

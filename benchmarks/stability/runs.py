@@ -67,6 +67,7 @@ def configure(program: Program, steps: int, dim: int, layers: int) -> Config:
     config = default()
     config.model.update(hidden_dim=dim, num_layers=layers)
     config.model.update(likelihood="born", layout="mixers_first")  # the original's, but for the normalised loss
+    config.model.encoder.transport = "row_softmax"
     config.model.mixer.update(kind="fixed", num_groups=dim // 16)
     config.model.propagator.update(solver=program.solver, cg_max_iter=program.iterations, solver_tol=1e-7)
     config.model.propagator.update(cayley_dt=0.1, laplacian_sparsity=8)

@@ -37,7 +37,11 @@ class TrainingConfig:
         500, "steps from one checkpoint to the next", unit="steps", at_least=1, at_most=MOST_STEPS
     )
     keep_checkpoints: int = setting(
-        3, "newest checkpoints that are kept", unit="checkpoints", at_least=1, at_most=10_000
+        3,
+        "newest checkpoints that are kept, besides the one of the lowest validation loss",
+        unit="checkpoints",
+        at_least=1,
+        at_most=10_000,
     )
     overfit_batches: int = setting(
         0,

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from sem_jax.data.errors import DataError
-from sem_jax.data.files import open_atomically, require_regular
+from sem_jax.data.files import open_atomically, require_regular, require_writable
 
 _MOST_AXES = 32
 
@@ -78,9 +78,10 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def require_npz(path: str | Path) -> None:
-    """Raises DataError unless the name is one for `write_arrays`."""
+    """Raises DataError unless the name is one for `write_arrays`, in a place that can be written to."""
     if Path(path).suffix != ".npz":
         raise DataError(f"{path} cannot be written: the name of a file of several arrays must end in .npz")
+    require_writable(path)
 
 
 def _read_npy(path: str | Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from sem_jax.data.shards import ShardFolder
 from sem_jax.data.sources import Source, open_source
 from sem_jax.data.splits import Split, tokenizer_texts
 from sem_jax.data.streaming import StreamedChunks
-from sem_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from sem_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, save_sealed, train_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -160,5 +160,5 @@ def _cached_tokenizer(source: Source, texts: Iterable[str], config: DataConfig) 
             if path.exists():
                 _log.warning("%s; it will be trained again", error)
         tokenizer = train_tokenizer(config.tokenizer, texts, config.bpe_vocab_size)
-        tokenizer.save(path)
+        save_sealed(tokenizer, path)
         return tokenizer

@@ -9,8 +9,11 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
+import socket
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,6 +155,23 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """To be asked before a computation whose result is to be written there; makes the folder where it is missing.
+
+    Raises:
+      DataError: `path` is a folder, or its folder cannot be made or written to.
+    """
+    folder = Path(path).parent
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+
+
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write that stands at `path` when the context is left, and not at all if that is by an exception.
@@ -159,17 +179,43 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
       DataError: the folder cannot be created or written to.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{_attempts(path)}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; choose a place that can be written to") from error
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; make room, or choose a place that can be written to"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Removes what killed processes of this host have left of their attempts to write the same file."""
+    attempt = re.compile(re.escape(_attempts(path)) + r"\.(\d+)\.\w+")
+    for left in path.parent.iterdir():
+        match = attempt.fullmatch(left.name)
+        if match and not _lives(int(match[1])):
+            left.unlink(missing_ok=True)
+
+
+def _attempts(path: Path) -> str:
+    return f".{path.name}.{socket.gethostname()}"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager

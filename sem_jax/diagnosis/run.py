@@ -16,6 +16,7 @@ from sem_jax.diagnosis.record import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.walk import measure
 from sem_jax.optim import leaf_names
+from sem_jax.training.checkpoint import Choice
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.workdir import restore_run, with_own_tokenizer
 
@@ -55,17 +56,18 @@ def diagnose_config(config: Config) -> Diagnosis:
     return diagnose(config, init_state(config), dataset.train.batch(0))
 
 
-def diagnose_run(workdir: str | Path, step: int | None = None) -> Diagnosis:
+def diagnose_run(workdir: str | Path, step: Choice = None, fallback: bool = False) -> Diagnosis:
     """A run at a checkpoint, on the training batch that came next.
 
     Args:
       workdir: of `python -m sem_jax.train`.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint; None is the newest, "best" the one of the lowest validation loss.
+      fallback: whether to take the newest older one that is intact in place of a damaged one.
 
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds or its data cannot be used.
     """
-    run = restore_run(workdir, step)
+    run = restore_run(workdir, step, fallback)
     training = run.config.training
     data = with_own_tokenizer(run.config, workdir).data
     dataset = open_dataset(data, training.seed, training.global_batch)

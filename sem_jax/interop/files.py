@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from sem_jax.data.arrays import read_array, write_arrays
-from sem_jax.data.files import open_atomically
+from sem_jax.data.files import open_atomically, require_writable
 from sem_jax.interop.errors import InteropError
 
 # Types that numpy has no name for; the others of the format are spelled "F32", "I64" and so on.
@@ -78,9 +78,10 @@ def write_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
 
 
 def require_writable_kind(path: str | os.PathLike[str]) -> None:
-    """Raises InteropError unless the name is one for `write_state_dict`."""
+    """Raises InteropError unless the name is one for `write_state_dict`, DataError if nothing can be written there."""
     if Path(path).suffix not in (".safetensors", ".npz"):
         raise InteropError(f"{path} cannot be written: its name must end in .safetensors or .npz")
+    require_writable(path)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

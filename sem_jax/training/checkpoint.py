@@ -1,12 +1,13 @@
 """Checkpoints that come back exact to the bit, or not at all and with the cure.
 
 Orbax writes the arrays in the background, renames a checkpoint into place only when it is complete and deletes the
-oldest ones. What it leaves open is closed here: it has no checksums, so a flipped bit would be restored silently, and
-it casts to whatever it is asked for, so a complex leaf restored into a real one would silently lose its imaginary part.
+oldest ones. What it leaves open is closed here: it has no checksums, so a flipped bit would be restored silently; it
+casts to whatever it is asked for, so a complex leaf restored into a real one would silently lose its imaginary part;
+and its own rule for the best checkpoint deletes the newest and takes a NaN for the best.
 Each checkpoint therefore carries a record of its leaves:
 
     <directory>/<step>/state    the arrays, each under the name of its leaf, such as "params/mixer/kernel"
-    <directory>/<step>/record   the dtype, the shape and the checksum of each leaf
+    <directory>/<step>/record   the step, and the dtype, the shape and the checksum of each leaf
 
 Each process writes and reads the parts of the arrays that its own devices hold. So the checksum of a leaf is a sum over
 parts, the same however the leaf is cut (`sem_jax.training.checksum`).
@@ -15,13 +16,17 @@ parts, the same however the leaf is cut (`sem_jax.training.checksum`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
+import math
 import os
+import shutil
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +36,17 @@ import orbax.checkpoint as ocp
 from sem_jax.errors import SemJaxError
 from sem_jax.optim import is_sound
 from sem_jax.training.checksum import checksums
-from sem_jax.training.processes import gather
+from sem_jax.training.processes import gather, is_first
 
 PyTree = Any
 Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "sum": 2774}
 Record = dict[str, Entry]
 
+Choice = int | Literal["best"] | None  # of a checkpoint: a step, that of the lowest validation loss, or the newest
+
 _MAX_LISTED = 10
+_CLEARING = 5  # seconds at most
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is not complete
 
 
 class CheckpointError(SemJaxError, RuntimeError):
@@ -56,6 +65,9 @@ class Checkpointer:
 
     Attributes:
       saved_on: the mesh that wrote the checkpoint last restored, in words; "" where it is not known.
+      losses: of the validation, by step, as far as they are known; the owner adds to it. The checkpoint of the lowest
+        one is the best; a loss that is not finite never is. It is kept besides the newest ones.
+      passed_over: what is damaged, by step, in the checkpoints that the last `restore` left for an older one.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int, mesh: str = ""):
@@ -63,7 +75,7 @@ class Checkpointer:
 
         Args:
           directory: holds one folder a step.
-          keep: number of checkpoints that stay, the newest ones; at least 1.
+          keep: number of checkpoints that stay, the newest ones; at least 1. The best one stays, too.
           mesh: on which this run computes, in words; for the record.
 
         Raises:
@@ -73,11 +85,14 @@ class Checkpointer:
         self._keep = keep
         self._mesh = mesh
         self.saved_on = ""
+        self.losses: dict[int, float] = {}
+        self.passed_over: dict[int, str] = {}
         if keep < 1:
             raise CheckpointError(f"keep = {keep} would delete every checkpoint; keep at least 1")
         if self._directory.is_file():
             raise CheckpointError(f"{self._directory} is a file; give a directory for the checkpoints")
         logging.getLogger("absl").addFilter(_without_orbax_chatter)
+        logging.getLogger("asyncio").addFilter(_without_unread_failures)
         self._reader = self._open(writing=False)
         self._writer: ocp.CheckpointManager | None = None
         self._unfinished: int | None = None
@@ -130,6 +145,12 @@ class Checkpointer:
         with self._failing_loudly(step):
             self._writer.wait_until_finished()
 
+    def check(self) -> None:
+        """Raises as `wait` does if the last save of a process alone has failed already, and returns at once else."""
+        alone = jax.process_count() == 1  # several find out at the next save, which they begin together
+        if alone and self._writer is not None and not self._writer.is_saving_in_progress():
+            self.wait()
+
     def close(self) -> None:
         """Waits for the last save and releases the threads; raises as `wait` does."""
         try:
@@ -157,7 +178,7 @@ class Checkpointer:
             return False
         return all(is_sound(array).all() for array in arrays)
 
-    def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
+    def restore(self, like: PyTree, step: Choice = None, fallback: bool = False) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
 
         A damaged checkpoint is an error even where an older one is intact: to give up the steps between them is the
@@ -165,7 +186,8 @@ class Checkpointer:
 
         Args:
           like: pytree with the structure, shapes and dtypes of the state; leaves are arrays or `jax.ShapeDtypeStruct`.
-          step: which checkpoint; None is the newest.
+          step: which checkpoint; None is the newest, "best" the one of the lowest of `losses`.
+          fallback: whether to take the newest older one that is intact in place of a damaged one.
 
         Returns:
           The step, and a pytree of `like`'s structure. Numpy leaves of `like`, and 64-bit ones that this JAX would
@@ -177,19 +199,62 @@ class Checkpointer:
         steps = self._steps()
         if not steps:
             raise CheckpointError(f"there is no checkpoint in {self._directory}; check the path, or train first")
-        step = steps[-1] if step is None else step
+        wanted, step = step, self._choose(step, steps)
+        self.passed_over = {}
+        for candidate in [each for each in reversed(steps) if each <= step]:
+            try:
+                return candidate, self._restore(like, candidate)
+            except _Damaged as damage:
+                if self._has_gone_on(steps):  # and may have deleted what was just read
+                    return self.restore(like, wanted, fallback)
+                if not fallback:
+                    raise CheckpointError(self._cure(step, damage)) from damage
+                self.passed_over[candidate] = f"{self.path(candidate)} is damaged: {damage}"
+        raise CheckpointError(f"{self.passed_over[step]}. {self._none_intact()}")
+
+    def _choose(self, wanted: Choice, steps: list[int]) -> int:
+        step = best_step(self.losses, steps) if wanted == "best" else wanted
+        if wanted is None:
+            step = steps[-1]
+        if step is None:
+            raise CheckpointError(
+                f"which checkpoint in {self._directory} is the best is not known: none of {steps} was validated with a "
+                "finite loss, as far as metrics.jsonl tells; take the newest, or one of these steps"
+            )
         if step not in steps:
             raise CheckpointError(f"there is no checkpoint {step} in {self._directory}, only {steps}")
+        return step
+
+    def _restore(self, like: PyTree, step: int) -> PyTree:
         targets = _named_leaves(like)
-        try:
-            record = self._read_record(step)
-            _require_same_forms(record, targets, self.path(step))
-            arrays = self._read_arrays(step, record, targets)
-        except _Damaged as damage:
-            raise CheckpointError(self._cure(step, damage)) from damage
+        record = self._read_record(step)
+        _require_same_forms(record, targets, self.path(step))
+        arrays = self._read_arrays(step, record, targets)
         self._current = (step, record)
         leaves = [_place(arrays[name], target) for name, target in targets.items()]
-        return step, jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _has_gone_on(self, steps: list[int]) -> bool:
+        """Whether the run has saved another checkpoint since these were all."""
+        return max(self._steps(), default=-1) > steps[-1]
+
+    def set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint, so that later steps can be saved; returns its new name.
+
+        Raises:
+          CheckpointError: it cannot be renamed.
+        """
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        name = next(name for name in names if not (self._directory / name).exists())
+        failure = None
+        if is_first():
+            try:
+                self.path(step).rename(self._directory / name)
+            except OSError as error:
+                failure = f"{self.path(step)} cannot be renamed: {error.strerror}; move it away by hand"
+        if failure := gather(failure)[0]:
+            raise CheckpointError(failure)
+        return name
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -199,7 +264,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             create=writing,
             cleanup_tmp_directories=writing,
-            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            preservation_policy=_NewestAndBest(self._keep, self.losses),
             save_root_metadata=False,
         )
         return ocp.CheckpointManager(self._directory, options=options)
@@ -216,7 +281,9 @@ class Checkpointer:
             self._writer.delete(step)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
-            record=ocp.args.JsonSave({"leaves": record, "mesh": self._mesh, "crc32": _record_crc(record)}),
+            record=ocp.args.JsonSave(
+                {"step": step, "leaves": record, "mesh": self._mesh, "crc32": _record_crc(record)}
+            ),
         )
         self._writer.save(step, args=items, force=True)
 
@@ -225,22 +292,35 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # one full disk raises many types, from orbax, tensorstore and the system
-            failed, self._writer, self._current = self._writer, None, None
+            failed, self._writer, self._current, self._unfinished = self._writer, None, None, None
             with contextlib.suppress(Exception):
                 if failed is not None:
                     failed.close()
-                self._writer = self._open(writing=True)  # clears the unfinished files
+            self._clear_unfinished()
             raise CheckpointError(
                 f"{self.path(step)} could not be written ({_summary(error)}). Nothing of it is left and the older "
                 "checkpoints are untouched; check free space and permissions, then start again from the newest"
             ) from error
 
+    def _clear_unfinished(self) -> None:
+        """Removes what is left of a save that failed, until its other threads have stopped to make it again."""
+        quiet, deadline = 0, time.monotonic() + _CLEARING
+        while is_first() and quiet < 5 and time.monotonic() < deadline:
+            left = list(self._directory.glob(f"*{_UNFINISHED}*"))
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+            quiet = 0 if left else quiet + 1
+            time.sleep(0.05)
+
     def _read_record(self, step: int) -> Record:
-        with _reading("its record"):
+        with _agreed(), _reading("its record"):
             content = self._reader.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
             record, crc, self.saved_on = content["leaves"], content["crc32"], content.get("mesh", "")
+            written = content.get("step", step)  # version 0.1 did not record it
         if _record_crc(record) != crc:
             raise _Damaged("its record does not match the checksum")
+        if written != step:
+            raise _Damaged(f"it holds step {written}, so its folder has been renamed; give it its name back")
         return record
 
     def _read_arrays(self, step: int, record: Record, targets: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -250,13 +330,14 @@ class Checkpointer:
             name: _sharding_of(target) for name, target in (targets or {}).items() if "crc32" not in record[name]
         }
         arguments = {name: _restore_arguments(shardings.get(name)) for name, e in record.items() if 0 not in e["shape"]}
-        with _reading("its data"):
+        with _agreed(), _reading("its data"):
             state = ocp.args.PyTreeRestore(restore_args=arguments)
             stored = self._reader.restore(step, args=ocp.args.Composite(state=state)).state
             # Orbax does not store arrays without elements.
             empty = {name: np.zeros(e["shape"], e["dtype"]) for name, e in record.items() if 0 in e["shape"]}
             arrays = {name: (stored | empty)[name] for name in record}
             broken = [name for name, entry in record.items() if not _form(arrays[name]).items() <= entry.items()]
+        with _reading("its data"):
             broken += _changed(record, arrays)
         if broken:
             raise _Damaged(f"the bytes of leaf {broken[0]} do not match their checksum")
@@ -267,8 +348,49 @@ class Checkpointer:
         for older in reversed([earlier for earlier in self._steps() if earlier < step]):
             with contextlib.suppress(_Damaged):
                 self._read_arrays(older, self._read_record(older))
-                return f"{damaged}. Delete it or move it away to go on from step {older}, the newest that is intact"
-        return f"{damaged}. No older one is intact: move {self._directory} away to start anew"
+                return (
+                    f"{damaged}. Delete it or move it away to go on from step {older}, the newest that is intact; "
+                    "--fallback does so by itself"
+                )
+        return f"{damaged}. {self._none_intact()}"
+
+    def _none_intact(self) -> str:
+        return f"No older one is intact: move {self._directory} away to start anew"
+
+
+def best_step(losses: Mapping[int, float], steps: Sequence[int]) -> int | None:
+    """The step of the lowest finite loss; None if there is none.
+
+    >>> best_step({10: 2.0, 20: float("nan"), 30: 1.0}, [10, 20])
+    10
+    """
+    finite = [step for step in steps if math.isfinite(losses.get(step, math.nan))]
+    return min(finite, key=losses.__getitem__, default=None)
+
+
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves the newest checkpoints and the one of the lowest loss."""
+
+    def __init__(self, keep: int, losses: Mapping[int, float]):
+        self._keep, self._losses = keep, losses
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self._keep :], best_step(self._losses, steps)}
+        return [step in kept for step in steps]
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+    """What one process finds damaged is damaged for all: alone it would go on elsewhere, and the others wait."""
+    damage = None
+    try:
+        yield
+    except _Damaged as found:
+        damage = found
+    said = [each for each in gather(damage and str(damage)) if each]
+    if said:
+        raise damage or _Damaged(said[0])
 
 
 @contextlib.contextmanager
@@ -289,6 +411,11 @@ def _without_orbax_chatter(message: logging.LogRecord) -> bool:
     # Orbax logs the traceback of one failure in every thread that it passes; here it is raised, once.
     wanted = message.levelno >= logging.WARNING and not message.exc_info
     return wanted or not message.pathname.startswith(os.path.dirname(ocp.__file__))
+
+
+def _without_unread_failures(message: logging.LogRecord) -> bool:
+    # Orbax leaves further failures of the same save or restore unread; asyncio logs a traceback of each.
+    return "exception was never retrieved" not in str(message.msg)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
+from sem_jax.training.metrics import validation_losses
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
+from sem_jax.training.processes import all_or_none, gather, interruptible, is_first, require_same
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
@@ -38,6 +39,8 @@ def train(
     workdir: str | Path,
     echo: Callable[[str], None] = print,
     make_step: Callable[[Config], TrainStep] | None = None,
+    fallback: bool = False,
+    unread: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -50,6 +53,9 @@ def train(
       echo: prints a line.
       make_step: in place of `make_train_step`, from the configuration to the step; see
         `sem_jax.testing.planting`.
+      fallback: whether to go on from the newest checkpoint that is intact where newer ones are damaged; these are
+        renamed, not deleted.
+      unread: whether nobody reads what is printed any more, as behind a closed pipe; the run stops as after Ctrl-C.
 
     Raises:
       ConfigError, DataError, CheckpointError: the input, the devices or the workdir cannot be used.
@@ -81,36 +87,50 @@ def train(
         )
         start = 0
         if checkpointer.latest_step() is not None:
-            start, state = checkpointer.restore(layout.abstract(state))
+            with all_or_none():
+                losses = validation_losses(workdir) if is_first() else {}
+            checkpointer.losses |= dict(gather(list(losses.items()))[0])
+            start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
+            for damaged, what in checkpointer.passed_over.items():
+                echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
             echo(f"resuming from step {start}")
             if checkpointer.saved_on != str(layout):
                 echo(f"saved on {checkpointer.saved_on}, goes on on {layout}: sums are rounded in another order now")
         echo(_describe(config, dataset, count_parameters(state.params)))
         if jax.device_count() > 1:
             echo(f"{layout.mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes, {layout}")
-        interrupted = stack.enter_context(interruptible(echo))
+        interrupted = stack.enter_context(interruptible(echo, unread))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))
         stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
+        def evaluate_and_sample(step: int, state: TrainState) -> None:
+            with report.paused():
+                evaluation = evaluate(state.evaluated)
+                report.evaluation(step, evaluation)
+                checkpointer.losses[step] = evaluation.values["nll"]
+                sampler.parts = layout.here(state.evaluated)
+                if is_first():
+                    report.sample(sampler.generate(config.sampling.prompt))
+
         step = start
+        if report.owes_evaluation:
+            evaluate_and_sample(step, state)
         for step, batch in enumerate(batches, start=start + 1):
             state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
             report.step(step, metrics)
+            checkpointer.check()
             last = interrupted(step) or step == training.max_steps
             # Saved first: what follows may fail, and a stop may leave little time.
             if step % training.checkpoint_every == 0 or last:
                 with report.paused():
                     _save(checkpointer, evaluate, step, state, last, echo)
             if step % training.eval_every == 0 or last:
-                with report.paused():
-                    report.evaluation(step, evaluate(state.evaluated))
-                    sampler.parts = layout.here(state.evaluated)
-                    if is_first():
-                        report.sample(sampler.generate(config.sampling.prompt))
+                evaluate_and_sample(step, state)
             if last:
                 break
+        checkpointer.wait()  # while signals still only ask
     return TrainResult(step, step >= training.max_steps, report.validation)
 
 

@@ -7,8 +7,10 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ PyTree = Any
 Split = Literal["train", "validation", "skip"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
+_CHECKSUM = ', "crc": '
+_WHOLE = re.compile(rb'\n$|, "crc": \d+}')  # a line that its writer has ended
 # Files written by sem_jax 0.1 name the solver in these, whichever it was.
 _OLD_NAMES = {"cg_residual": "residual", "cg_iterations": "iterations"}
 
@@ -35,7 +39,12 @@ class MetricsError(SemJaxError, ValueError):
 class MetricsWriter:
     """Appends to `<workdir>/metrics.jsonl` one JSON object a line, handed to the system at once; a context manager.
 
-    JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it.
+    JSON has no NaN and no infinity: either is written as null, and `read_metrics` gives NaN for it. The last value of a
+    line, "crc", is a checksum of all that stands before it.
+
+    Attributes:
+      last_step: of the lines that the file held when it was opened; 0 if there was none.
+      evaluated: whether the file told of an evaluation at the step that the run goes on from.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -52,10 +61,14 @@ class MetricsWriter:
         path = Path(workdir) / FILE_NAME
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            lines = _parse(path) if start_step > 0 and path.exists() else []
+            kept = [(line, v["step"]) for line, v in lines if v["step"] <= start_step]
+            self.evaluated = any(v["split"] == "validation" and v["step"] == start_step for _, v in lines)
             if path.exists():
-                _rewrite(path, [line for line, v in _parse(path) if start_step > 0 and v["step"] <= start_step])
+                _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
         self._path = path
+        self.last_step = max((step for _, step in kept), default=0)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -75,7 +88,8 @@ class MetricsWriter:
           MetricsError: the file cannot be written.
         """
         numbers = {name: _strict(value) for name, value in values.items()}
-        line = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)
+        content = json.dumps({"split": split, "step": int(step), **numbers}, allow_nan=False)[:-1]
+        line = f"{content}{_CHECKSUM}{zlib.crc32(content.encode())}}}"
         with _naming(self._path):
             self._file.write(line + "\n")
             self._file.flush()
@@ -128,6 +142,31 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ]
 
 
+def gap_warning(last_step: int, start_step: int, log_every: int) -> str | None:
+    """What to say where a run goes on from a step that its metrics do not reach; None where they do.
+
+    >>> gap_warning(30, 40, 20)
+    >>> gap_warning(20, 40, 20)
+    'the run goes on from step 40, and metrics.jsonl tells nothing after step 20'
+    """
+    if last_step > start_step - log_every:
+        return None
+    return f"the run goes on from step {start_step}, and {FILE_NAME} tells nothing after step {last_step}"
+
+
+def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
+    """Nats a token of each validation that a run has told of, by step; none before its first line.
+
+    Raises:
+      MetricsError: the file is damaged or cannot be read.
+    """
+    path = Path(workdir) / FILE_NAME
+    if not path.exists():
+        return {}
+    lines = [line for line in read_metrics(path) if line["split"] == "validation"]
+    return {line["step"]: line["nll"] for line in lines if isinstance(line.get("nll"), float)}
+
+
 def _strict(value: Any) -> float | str | None:
     number = value.item() if hasattr(value, "item") else value
     return None if isinstance(number, float) and not math.isfinite(number) else number
@@ -143,20 +182,24 @@ def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             try:
                 parsed.append((line.rstrip(b"\r\n"), _values(line)))
             except ValueError as error:
-                if not file.read(1):
+                if not file.read(1) and not _WHOLE.search(line):
                     break  # torn, as the run was killed at it or is writing it
                 raise MetricsError(f"{path}, line {number} is damaged ({error}); delete that line") from error
     return parsed
 
 
 def _values(line: bytes) -> dict[str, Any]:
-    """The values of a line; raises ValueError."""
+    """The values of a line, which versions before 0.2 wrote without a checksum; raises ValueError."""
     values = parse_json(line)
+    content, _, checksum = line.rpartition(_CHECKSUM.encode())
+    if content and checksum.rstrip() != b"%d}" % zlib.crc32(content):
+        raise ValueError("it has changed since it was written: its checksum does not fit")
     if not isinstance(values, dict) or not isinstance(values.get("split"), str):
         raise ValueError("it is no record of a split")
     step = values.get("step")
     if not isinstance(step, int) or not 0 <= step < 2**63:
         raise ValueError("it has no step")
+    values.pop("crc", None)
     return values
 
 

@@ -17,8 +17,16 @@ from sem_jax.optim import Reason, leaf_names
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
-from sem_jax.training.metrics import LateMetrics, MetricsWriter, Progress, Split, Throughput, bits_per_byte
-from sem_jax.training.processes import is_first
+from sem_jax.training.metrics import (
+    LateMetrics,
+    MetricsWriter,
+    Progress,
+    Split,
+    Throughput,
+    bits_per_byte,
+    gap_warning,
+)
+from sem_jax.training.processes import gather, is_first
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 
@@ -35,7 +43,12 @@ class _Nowhere(io.StringIO):
 
 
 class Monitor:
-    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits."""
+    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits.
+
+    Attributes:
+      owes_evaluation: whether an evaluation at the first step was due and never came; the same on all processes.
+      validation: values of the last evaluation.
+    """
 
     def __init__(
         self,
@@ -62,11 +75,19 @@ class Monitor:
         self._leaf_names = leaf_names(state.params, state.opt_state.inner)
         self._writer = MetricsWriter(workdir, start_step) if is_first() else None
         self._progress = Progress(config.training.max_steps, start_step, None if is_first() else _Nowhere())
+        if self._writer is not None and (
+            warning := gap_warning(self._writer.last_step, start_step, config.training.log_every)
+        ):
+            self._progress.note(f"warning: {warning}")
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
         self._recent: list[StepMetrics] = []
         self.validation: dict[str, float] = {}
+        due = start_step % config.training.eval_every == 0 or start_step == config.training.max_steps
+        evaluated = gather(self._writer is not None and self._writer.evaluated)[0]
+        # Saving comes before evaluating, so the run may have been killed in between.
+        self.owes_evaluation = start_step > 0 and due and not evaluated
 
     def __enter__(self) -> Monitor:
         return self

@@ -30,7 +30,7 @@ _SHUTDOWN_TIMEOUT = 60
 _FAILURE_TIMEOUT = 10
 # Seconds without a sign of life after which a process counts as lost. JAX sends signs from a thread of its own, which
 # neither a long step nor compilation holds up; JAX's default of 100 would hold up whoever waits for lost files.
-_HEARTBEAT_TIMEOUT = 30
+_HEARTBEAT_TIMEOUT = 60
 
 
 class ProcessError(SemJaxError, RuntimeError):
@@ -220,10 +220,16 @@ def _code_digest() -> str:
 
 
 @contextlib.contextmanager
-def interruptible(echo: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
+def interruptible(
+    echo: Callable[[str], None], unread: Callable[[], bool] = lambda: False
+) -> Iterator[Callable[[int], bool]]:
     """Turns the first Ctrl-C, SIGTERM or lost terminal into a request to stop after the step; a second acts at once.
 
     Several processes agree on the step through JAX, which listens for SIGTERM itself: Ctrl-C becomes one.
+
+    Args:
+      echo: prints a line.
+      unread: whether nobody reads what is printed any more; this is a request to stop, too.
 
     Yields:
       A function that every process asks after each step, with its number, whether it was the last.
@@ -236,9 +242,15 @@ def interruptible(echo: Callable[[str], None]) -> Iterator[Callable[[int], bool]
         if asked:
             raise KeyboardInterrupt
         asked = True
-        echo("\nstopping after this step; once more to stop at once")
+        with contextlib.suppress(RuntimeError):  # the signal came within a print, which cannot be entered twice
+            echo("\nstopping after this step; once more to stop at once")
         if not alone:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def stops(step: int) -> bool:
+        if unread() and not asked:
+            ask(signal.SIGHUP, None)
+        return asked if alone else multihost_utils.reached_preemption_sync_point(step)
 
     try:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if alone else (signal.SIGINT, signal.SIGHUP)
@@ -246,7 +258,7 @@ def interruptible(echo: Callable[[str], None]) -> Iterator[Callable[[int], bool]
     except ValueError:  # not in the main thread, where signals do not arrive anyway
         previous = {}
     try:
-        yield lambda step: asked if alone else multihost_utils.reached_preemption_sync_point(step)
+        yield stops
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -17,7 +17,8 @@ from sem_jax.config import Config, ConfigError, build, upgrade
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
 from sem_jax.data.files import content_digest, parse_json, read_text, write_atomically
 from sem_jax.data.seal import SEAL, sealed, unsealed
-from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.checkpoint import Checkpointer, Choice
+from sem_jax.training.metrics import validation_losses
 from sem_jax.training.state import TrainState, abstract_state
 
 _log = logging.getLogger(__name__)
@@ -198,7 +199,8 @@ def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
     folder = Path(workdir)
     record = _read_record(folder)
     config = build(record["config"])
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    cure = "restore it; the command that trained this run writes it again when it goes on"
+    tokenizer = load_tokenizer(folder / "tokenizer.json", cure)
     if record.get("tokenizer") not in (None, content_digest(folder / "tokenizer.json")):
         raise DataError(
             f"{folder}/tokenizer.json has changed since it was written; restore it. If you changed it on purpose, "
@@ -221,19 +223,24 @@ class Run(NamedTuple):
     state: TrainState
 
 
-def restore_run(workdir: str | Path, step: int | None = None) -> Run:
+def restore_run(workdir: str | Path, step: Choice = None, fallback: bool = False) -> Run:
     """A run as it was saved.
 
     Args:
       workdir: of `python -m sem_jax.train`.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint; None is the newest, "best" the one of the lowest validation loss.
+      fallback: whether to take the newest older one that is intact in place of a damaged one; a warning says so.
 
     Raises:
-      ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
+      ConfigError, DataError, CheckpointError, MetricsError: the workdir is not one, or what it holds is damaged.
     """
     config, tokenizer = open_workdir(workdir)
     with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
-        found, state = checkpointer.restore(abstract_state(config), step)
+        if step == "best":
+            checkpointer.losses |= validation_losses(workdir)
+        found, state = checkpointer.restore(abstract_state(config), step, fallback)
+        for damage in checkpointer.passed_over.values():
+            _log.warning("%s; step %d takes its place", damage, found)
     return Run(config, tokenizer, found, state)
 
 

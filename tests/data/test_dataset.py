@@ -1,5 +1,6 @@
 import itertools
 import json
+import resource
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from corpora import Watched, make_texts, text_config, write_texts
 from sem_jax.config import DataConfig
 from sem_jax.data import DataError, open_dataset, train_tokenizer
 from sem_jax.data.cache import cache_folder, open_streams
+from sem_jax.data.dataset import open_tokenizer
 from sem_jax.data.seal import unsealed
 from sem_jax.data.sources import open_source
 from sem_jax.data.splits import split_documents
@@ -156,6 +158,35 @@ class TestCache:
         path.write_text(path.read_text()[:50])
         assert open_dataset(config, 0, 4).tokenizer.fingerprint == before
         assert caplog.text.count("it will be trained again") == 1
+
+    @pytest.mark.parametrize("kind", ["bpe", "char"])
+    def test_no_flipped_bit_makes_a_cached_tokenizer_another_one(self, tmp_path, kind):
+        config = text_config(tmp_path, TEXTS, tokenizer=kind, bpe_vocab_size=300)
+        source = open_source(config)
+        before = open_tokenizer(source, TEXTS, config).fingerprint
+        (path,) = cached_files(config, "tokenizers")
+        content = path.read_bytes()
+        for position in np.random.default_rng(0).choice(8 * len(content), 150, replace=False):
+            damaged = bytearray(content)
+            damaged[position // 8] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            assert open_tokenizer(source, TEXTS, config).fingerprint == before, position
+
+    @pytest.mark.parametrize(
+        ("room", "message"), [(100, r"cannot write .*tokenizers/.*make room"), (3000, r"cannot build the token cache")]
+    )
+    def test_a_full_disk_is_named_and_nothing_half_written_stays(self, tmp_path, room, message):
+        config = text_config(tmp_path, TEXTS, tokenizer="char")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # bytes of any file that this process writes
+        try:
+            with pytest.raises(DataError, match=message):
+                open_dataset(config, 0, 4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert cached_files(config) == []
+        assert len(cached_files(config, "tokenizers")) == (room == 3000)
+        open_dataset(config, 0, 4)
 
     def test_nothing_is_left_of_a_build_that_failed_or_was_killed(self, tmp_path):
         config = text_config(tmp_path, TEXTS)

@@ -18,7 +18,7 @@ from sem_jax import diagnose
 from sem_jax.diagnosis.record import Component, Diagnosis, MixerLayer, PropagatorLayer
 from sem_jax.training.health import Finding
 
-def diagnose_run(workdir, step):
+def diagnose_run(workdir, step, fallback):
     print("asked for", workdir, step)
     numbers = dict(rms=1.0, largest=4.0, kurtosis=0.5, tail=float("nan"), entropy=6.0, coherence=0.1)
     wave = Component("encoder.wave", "", 1, [0, 2, 5], numbers, numbers, -0.25, 1e-4, 1e-3, 0, 1.0, 0, 0.3, 0.0)
@@ -38,7 +38,7 @@ def run(folder, *arguments):
 
 
 def test_a_diagnosis_is_a_table_suspects_and_json(tmp_path):
-    done = run(tmp_path, "-c", PROGRAM, "--workdir=run", "--step=7", f"--json={tmp_path}/new/found.json")
+    done = run(tmp_path, "-c", PROGRAM, "--workdir=run", "--checkpoint=7", f"--json={tmp_path}/new/found.json")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "asked for run 7"

@@ -1,5 +1,6 @@
 """Checkpoints: exact to the bit, or an error that names the damage and the cure."""
 
+import gc
 import json
 import logging
 import resource
@@ -150,6 +151,30 @@ def test_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "9"]
     for step in (9, 20):
         assert_same_bits(restore(tmp_path, step=step)[1], make_state(step))
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept_besides_the_newest(tmp_path, keep):
+    losses = {1: 3.0, 5: 1.0, 9: 2.0, 12: np.nan, 20: -np.inf}
+    for step, loss in losses.items():
+        with Checkpointer(tmp_path, keep) as checkpointer:  # a new process each time, which is told what was
+            checkpointer.losses |= {earlier: losses[earlier] for earlier in losses if earlier < step}
+            checkpointer.save(step, make_state(step))
+            checkpointer.losses[step] = loss
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == ([5, 20] if keep == 1 else [5, 12, 20])
+    with Checkpointer(tmp_path, keep) as checkpointer:
+        checkpointer.losses |= losses
+        step, state = checkpointer.restore(make_state(), "best")
+    assert step == 5
+    assert_same_bits(state, make_state(5))
+
+
+def test_the_best_is_not_known_where_no_loss_is_finite(tmp_path):
+    saved(tmp_path, 1, 5)
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        checkpointer.losses |= {1: np.nan, 3: 1.0}
+        with pytest.raises(CheckpointError, match=r"not known: none of \[1, 5\] was validated with a finite loss"):
+            checkpointer.restore(make_state(), "best")
 
 
 def test_newest_are_kept_across_processes(tmp_path):
@@ -390,6 +415,55 @@ def test_cure_skips_older_damage(tmp_path):
         restore(tmp_path)
 
 
+def test_fallback_takes_the_newest_intact_one_and_names_what_it_passed_over(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    flip_bit(largest_file(tmp_path / "3"))
+    shutil.rmtree(tmp_path / "2" / "state")
+    with Checkpointer(tmp_path, 10) as checkpointer:
+        step, state = checkpointer.restore(make_state(), fallback=True)
+        assert step == 1
+        assert_same_bits(state, make_state(1))
+        assert sorted(checkpointer.passed_over) == [2, 3]
+        assert f"{tmp_path}/3 is damaged: the bytes of leaf" in checkpointer.passed_over[3]
+        assert [checkpointer.set_aside(damaged) for damaged in (3, 2)] == ["3.damaged", "2.damaged"]
+        checkpointer.save(3, make_state(3))
+    assert_same_bits(restore(tmp_path)[1], make_state(3))
+    flip_bit(largest_file(tmp_path / "3"))
+    with Checkpointer(tmp_path, 10) as checkpointer:
+        assert checkpointer.set_aside(3) == "3.damaged1"
+    shutil.rmtree(tmp_path / "1")
+    saved(tmp_path, 4)
+    flip_bit(largest_file(tmp_path / "4"))
+    with Checkpointer(tmp_path, 10) as checkpointer, pytest.raises(CheckpointError, match=r"4 is damaged.*No older"):
+        checkpointer.restore(make_state(), fallback=True)
+
+
+def test_a_renamed_checkpoint_is_not_believed(tmp_path):
+    saved(tmp_path, 1, 40)
+    (tmp_path / "40").rename(tmp_path / "80")
+    with pytest.raises(CheckpointError, match=r"/80 is damaged: it holds step 40, .*renamed; give it its name back"):
+        restore(tmp_path)
+    (tmp_path / "80").rename(tmp_path / "40")
+    assert restore(tmp_path)[0] == 40
+
+
+@pytest.mark.parametrize("part", ["_read_record", "_read_arrays"])
+def test_a_reader_that_a_run_overtakes_reads_what_has_come(tmp_path, monkeypatch, part):
+    saved(tmp_path, 1, keep=1)
+    read, overtaken = getattr(Checkpointer, part), []
+
+    def overtake(self, step, *others):
+        if not overtaken:
+            overtaken.append(step)
+            saved(tmp_path, 2, keep=1)
+        return read(self, step, *others)
+
+    monkeypatch.setattr(Checkpointer, part, overtake)
+    step, state = restore(tmp_path)
+    assert (overtaken, step) == ([1], 2)
+    assert_same_bits(state, make_state(2))
+
+
 @pytest.mark.parametrize("content", ["empty", "foreign"])
 def test_folder_that_is_no_checkpoint_of_ours_is_named(tmp_path, content):
     saved(tmp_path, 1)
@@ -423,18 +497,24 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("surfaces_in", ["wait", "save", "close"])
+@pytest.mark.parametrize("surfaces_in", ["wait", "save", "close", "check"])
 def test_full_disk_is_an_error_and_loses_nothing(tmp_path, full_disk, surfaces_in, caplog):
     large = {"w": np.random.default_rng(0).integers(0, 256, 4 << 20, np.uint8)}
     small = {"w": large["w"][:1000]}
     checkpointer = Checkpointer(tmp_path, 1)
     checkpointer.save(1, small)
     checkpointer.save(2, large)
-    act = {"wait": checkpointer.wait, "close": checkpointer.close, "save": lambda: checkpointer.save(3, small)}
+    act = {
+        "wait": checkpointer.wait,
+        "close": checkpointer.close,
+        "save": lambda: checkpointer.save(3, small),
+        "check": lambda: wait_until(checkpointer.check),  # as a run asks after every step
+    }
     with pytest.raises(CheckpointError, match="2 could not be written"):
         act[surfaces_in]()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert_same_bits(restore(tmp_path, small)[1], small)
-    wait_until(lambda: [path.name for path in tmp_path.iterdir()] == ["1"])
+    gc.collect()  # tasks whose failure nobody has read are reported now
     # Only this folder's: the unread task of an earlier test is reported whenever it is collected.
     assert not [
         record for record in caplog.records if record.exc_info and str(tmp_path) in caplog.handler.format(record)

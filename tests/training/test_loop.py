@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import io
 import json
 import math
+import shutil
 import signal
 
 import jax
@@ -21,6 +23,7 @@ from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.monitor import Monitor, TrainingDiverged
+from sem_jax.training.processes import interruptible
 from sem_jax.training.state import abstract_state
 from sem_jax.training.step import StepMetrics
 from sem_jax.training.workdir import checkpoint_folder, locked_workdir, open_workdir
@@ -213,6 +216,15 @@ def test_ctrl_c_finishes_the_step_saves_and_gives_the_signal_back(config, workdi
         assert checkpointer.latest_step() == 7
 
 
+def test_a_run_that_nobody_reads_stops_after_the_step_and_saves(config, workdir, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Monitor, "step", at_step(7, lambda: seen.append(7)))
+    result = train(config, workdir, unread=lambda: bool(seen))
+    assert (result.step, result.finished) == (7, False)
+    with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
+        assert checkpointer.latest_step() == 7
+
+
 def test_a_second_ctrl_c_stops_at_once(config, workdir, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
@@ -251,6 +263,84 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
     assert "resuming from step 150" in said
     assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
     assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_only_when_asked(config, workdir, uninterrupted, caplog):
+    shutil.copytree(uninterrupted, workdir)
+    damaged = checkpoint_folder(workdir) / str(STEPS)
+    (damaged / "record" / "metadata").write_text("{")
+    for use in (sem_jax.load, lambda folder: train(config, folder)):
+        with pytest.raises(sem_jax.CheckpointError, match=r"200 is damaged.*go on from step 150.*--fallback"):
+            use(workdir)
+    assert sem_jax.load(workdir, fallback=True).step == 150
+    assert "step 150 takes its place" in caplog.text
+    said = []
+    assert train(config, workdir, said.append, fallback=True).finished
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert f"{damaged} is damaged" in warning
+    assert "it is called 200.damaged now" in warning
+    assert "resuming from step 150" in said
+    assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
+    assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
+
+
+def test_lost_metrics_are_told_of_and_cost_nothing_else(config, workdir, uninterrupted, capsys):
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "metrics.jsonl").write_bytes(b"")
+    train(config, workdir)
+    assert (
+        "warning: the run goes on from step 200, and metrics.jsonl tells nothing after step 0"
+        in capsys.readouterr().out
+    )
+    train(config, uninterrupted)
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [100, STEPS])
+def test_an_evaluation_that_a_kill_has_prevented_is_made_up_for(config, workdir, uninterrupted, monkeypatch, step):
+    def killed(self, at, evaluation):
+        if at == step:
+            raise OSError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "evaluation", killed)
+        with pytest.raises(OSError, match="the machine is gone"):
+            train(config, workdir)
+    result = train(config, workdir)
+    wanted = [line for line in metrics_of(uninterrupted) if (line["split"], line["step"]) != ("validation", 100)]
+    found = [line for line in metrics_of(workdir) if (line["split"], line["step"]) != ("validation", 100)]
+    assert repeatable(found) == repeatable(wanted)
+    assert [line["step"] for line in metrics_of(workdir) if line["split"] == "validation"].count(step) == 1
+    assert result.validation["nll"] == metrics_of(uninterrupted)[-1]["nll"]
+
+
+def test_signals_ask_until_the_last_save_is_on_disk(config, workdir, monkeypatch):
+    handlers, original = [], Checkpointer.wait
+
+    def wait(self):
+        if self._unfinished == STEPS:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+        original(self)
+
+    monkeypatch.setattr(Checkpointer, "wait", wait)
+    assert train(config, workdir).finished
+    assert handlers
+    assert signal.SIG_DFL not in handlers  # which would end the process, and the save with it
+
+
+def test_a_signal_within_a_print_is_heard():
+    class Asking(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    output = io.TextIOWrapper(io.BufferedWriter(Asking()), write_through=True)
+    with interruptible(lambda line: print(line, file=output, flush=True)) as interrupted:
+        print("a step", file=output, flush=True)
+        assert interrupted(1)
 
 
 def test_a_finished_run_started_again_does_nothing(config, uninterrupted):
@@ -316,6 +406,24 @@ def test_the_loaded_model_has_the_loss_that_the_run_reported(config, uninterrupt
     reported = metrics_of(uninterrupted)[-1]
     assert reported["split"] == "validation"
     assert total / weight == pytest.approx(reported["nll"], rel=1e-5)
+
+
+def test_a_run_keeps_the_checkpoint_of_its_lowest_validation_loss_over_restarts(config, workdir, monkeypatch):
+    losses = {50: 3.0, 100: 1.5, 150: math.nan, 200: 2.0}
+    evaluator = loop.Evaluator.__call__
+
+    def evaluate(self, parts):
+        found = evaluator(self, parts)
+        return found._replace(values=found.values | {"nll": next(remaining)})
+
+    monkeypatch.setattr(loop.Evaluator, "__call__", evaluate)
+    spare = {"eval_every": 50, "keep_checkpoints": 1}
+    for end in losses:  # one start each
+        remaining = iter([losses[end]])
+        training = dataclasses.replace(config.training, max_steps=end, **spare)
+        train(dataclasses.replace(config, training=training), workdir)
+    assert sorted(int(path.name) for path in checkpoint_folder(workdir).iterdir()) == [100, 200]
+    assert [sem_jax.load(workdir, step).step for step in ("best", None)] == [100, 200]
 
 
 def test_an_older_checkpoint_is_loaded_on_request(uninterrupted):

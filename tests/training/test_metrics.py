@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +35,20 @@ def test_lines_are_strict_json_on_disk_at_once(tmp_path):
     writer.write("train", 10, loss=np.float32(0.1), bits_per_byte=jnp.float32(2.5), skipped=3)
     writer.write("validation", np.int64(10), loss=jnp.array([[1.5]]))
     lines = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert lines == [
-        '{"split": "train", "step": 10, "loss": 0.10000000149011612, "bits_per_byte": 2.5, "skipped": 3}',
-        '{"split": "validation", "step": 10, "loss": 1.5}',
+    assert [line.rpartition(", ")[0] for line in lines] == [
+        '{"split": "train", "step": 10, "loss": 0.10000000149011612, "bits_per_byte": 2.5, "skipped": 3',
+        '{"split": "validation", "step": 10, "loss": 1.5',
     ]
+    for line in lines:
+        content, _, checksum = line.rpartition(", ")
+        assert checksum == f'"crc": {zlib.crc32(content.encode())}}}'
 
 
 def test_nonfinite_numbers_are_null_and_come_back_as_nan(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write("train", 1, a=math.nan, b=jnp.float32(np.inf), c=-np.float64(np.inf), d=1.0)
     line = (tmp_path / "metrics.jsonl").read_text()
-    assert line == '{"split": "train", "step": 1, "a": null, "b": null, "c": null, "d": 1.0}\n'
+    assert line.startswith('{"split": "train", "step": 1, "a": null, "b": null, "c": null, "d": 1.0, "crc": ')
     (values,) = read_metrics(tmp_path / "metrics.jsonl")
     assert [math.isnan(values[name]) for name in "abcd"] == [True, True, True, False]
 
@@ -99,6 +103,25 @@ def test_damaged_line_is_named_and_nothing_is_lost(tmp_path, damage):
         with pytest.raises(MetricsError, match=r"metrics.jsonl, line 2 is damaged .*; delete that line"):
             act()
     assert path.read_bytes() == content
+
+
+def test_no_flipped_bit_makes_another_line(tmp_path):
+    write_steps(tmp_path, 10, 20, 30)
+    path = tmp_path / "metrics.jsonl"
+    content, wanted = path.read_bytes(), read_metrics(path)
+    refused = 0
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_metrics(path)
+        except MetricsError:
+            refused += 1
+            continue
+        # A checksum of another name is a value that nobody asks for.
+        assert [{name: line.get(name) for name in wanted[0]} for line in found] == wanted
+    assert refused > 0.9 * 8 * len(content)
 
 
 def test_names_of_older_versions_are_read_as_those_of_today(tmp_path):

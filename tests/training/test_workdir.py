@@ -220,8 +220,10 @@ def test_another_tokenizer_in_the_workdir_is_refused_by_size(workdir):
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
 def test_a_missing_or_damaged_tokenizer_is_refused(workdir, damage):
     damage(workdir / "tokenizer.json")
-    with pytest.raises(DataError, match=r"tokenizer\.json"):
+    with pytest.raises(DataError, match=r"tokenizer\.json.*; restore it; the command that trained this run writes it"):
         open_workdir(workdir)
+    prepare_workdir(workdir, config(), DATASET)
+    assert open_workdir(workdir)[1].fingerprint == TOKENIZER.fingerprint
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from sem_jax.data.errors import DataError
-from sem_jax.data.files import parse_json, read_text
+from sem_jax.data.files import parse_json, read_text, write_atomically
+from sem_jax.data.seal import SEAL, sealed, unsealed
 from sem_jax.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 from sem_jax.data.tokenizers.bpe import BPETokenizer
 from sem_jax.data.tokenizers.byte import ByteTokenizer
@@ -21,6 +23,7 @@ __all__ = [
     "IdsTokenizer",
     "Tokenizer",
     "load_tokenizer",
+    "save_sealed",
     "train_tokenizer",
 ]
 
@@ -49,16 +52,36 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     return CharTokenizer.train(texts) if kind == "char" else BPETokenizer.train(texts, vocab_size)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads what `Tokenizer.save` wrote; a fitting `tokenizer.json` of the HuggingFace library is a bpe tokenizer.
+def save_sealed(tokenizer: Tokenizer, path: Path) -> None:
+    """Writes a tokenizer with a checksum of its content, for `load_tokenizer`; other libraries do not know the seal.
+
+    Raises:
+      DataError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(sealed(json.loads(tokenizer.to_json())), ensure_ascii=False))
+
+
+_CURE = "restore the file; a new one, which fits no model yet, is trained with: python -m sem_jax.tokenizer"
+
+
+def load_tokenizer(path: str | Path, cure: str = _CURE) -> Tokenizer:
+    """Reads what `Tokenizer.save` or `save_sealed` wrote.
+
+    A fitting `tokenizer.json` of the HuggingFace library is a bpe tokenizer.
+
+    Args:
+      path: of the file.
+      cure: what to do where it cannot be read, for the error.
 
     Raises:
       DataError: the file is missing, damaged or not a tokenizer.
     """
-    cure = "restore the file; a new one, which fits no model yet, is trained with: python -m sem_jax.tokenizer"
     try:
         text = read_text(Path(path).expanduser(), _LARGEST_FILE)
         content = parse_json(text)
+        if isinstance(content, dict) and SEAL in content:
+            content = unsealed(content)
+            text = json.dumps(content)
     except OSError as error:
         raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {cure}") from error
     except ValueError as error:
