@@ -54,9 +54,9 @@ NO_MATRICES = {"bias", "decay", "phase", "qk_bias"}
         {"mixer": MixerConfig(kind="fixed")},
         {"blocks": "mixers"},
         {"layout": "interleaved"},
-        {"encoder": EncoderConfig(transport="none")},
+        {"encoder": EncoderConfig(transport="row_softmax")},
     ],
-    ids=["default", "fixed", "mixers", "interleaved", "no plan"],
+    ids=["default", "fixed", "mixers", "interleaved", "plan"],
 )
 def test_of_a_model_exactly_the_matrices_decay(changes):
     """What the modules say of their parameters: two or more dimensions in a layer, and none of the names above."""
@@ -70,8 +70,8 @@ def test_of_a_model_exactly_the_matrices_decay(changes):
         assert decay == (leaf.ndim - is_stacked >= 2 and name not in NO_MATRICES), jax.tree_util.keystr(path)
 
 
-def test_of_the_default_model_these_decay():
-    decays = abstract_model(ModelConfig(vocab_size=7)).decays()
+def test_of_a_model_with_a_plan_these_decay():
+    decays = abstract_model(ModelConfig(vocab_size=7, encoder=EncoderConfig(transport="row_softmax"))).decays()
     marked = {
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, decay in jax.tree_util.tree_leaves_with_path(decays)

@@ -42,6 +42,7 @@ def model_config(changes: dict[str, Any] | None = None) -> ModelConfig:
         num_layers=1,
         max_seq_length=16,
         encoder=EncoderConfig(
+            transport="row_softmax",
             sdr_candidates=7,
             sdr_sparsity=4,
             cost_dim=5,

@@ -107,8 +107,12 @@ def gathered_behind_time(mesh):
         position = jnp.broadcast_to(jnp.arange(LENGTH), x.shape[:2])
         return jnp.sum(abs_sq(nnx.merge(graphdef, weights)(x, None, position)[0]))
 
+    def gradient(weights, x):
+        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+            return jax.grad(loss, argnums=(0, 1))(weights, x)
+
     x = jax.ShapeDtypeStruct((ROWS, LENGTH, 16), jnp.complex64)
-    program = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=(layout.replicated, layout.rows))
+    program = jax.jit(gradient, in_shardings=(layout.replicated, layout.rows))
     return list(gathered_bytes(program.lower(weights, x).compile().as_text()))
 
 

@@ -349,7 +349,7 @@ def test_what_one_process_alone_meets_ends_the_other_soon(two_processes, tmp_pat
         assert "error: the disk of process 1 is gone" in two_processes.said(1)
         assert "start all processes again, and the run goes on" in two_processes.said(0)
     with two_processes(tmp_path / "save", fault=SILENT_IN_A_SAVE) as processes:
-        wait_for_step(two_processes, processes[0], 3)
+        os.waitid(os.P_PID, processes[1].pid, os.WSTOPPED)
         assert ends(two_processes, processes[:1], seconds=90) == [-signal.SIGABRT]  # JAX waits 100 s if not told
         assert "another task died" in two_processes.said(0)
 
