@@ -60,19 +60,23 @@ class Chart:
     scale: Scale = "linear"
     include: Sequence[float] = ()  # values that the axis must reach
     limit: float | None = None  # from where on there are warnings
-    missing: str = "Nothing has been recorded yet."  # in place of curves without a point
     classes: Sequence[str] = field(default=())
 
 
-def draw(chart: Chart) -> Node:
-    """The chart as a `figure`; a chart without a finite value says so in words."""
+def draw(chart: Chart, why_empty: str) -> Node:
+    """The chart as a `figure`.
+
+    Args:
+      chart: what to draw; where no value of it is finite, the figure says so.
+      why_empty: words in place of curves without a point.
+    """
     limits = [chart.limit] if chart.limit is not None and _comes_near(chart.lines, chart.limit) else []
     across = position_axis(np.concatenate([np.zeros(0), *(line.x for line in chart.lines)]))
     up = value_axis(
         np.concatenate([np.zeros(0), *(line.y for line in chart.lines)]), chart.scale, [*chart.include, *limits]
     )
     if across is None:
-        body = element("p", chart.missing, class_="empty")
+        body = element("p", why_empty, class_="empty")
     elif up is None:
         body = element("p", "No value of it is a finite number.", class_="empty")
     else:
@@ -134,9 +138,9 @@ def _drawing(chart: Chart, across: Axis, up: Axis) -> Node:
     return element(
         "svg",
         *grid,
-        *limit,
         *_marks(chart.marks, across),
         *curves,
+        *limit,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         preserveAspectRatio="none",
         role="img",
@@ -205,6 +209,8 @@ def _together(texts: Sequence[str]) -> str:
 def _numbers(marks: Sequence[Mark], across: Axis) -> list[Node]:
     """The numbers of marks; neighbours that would touch share a label, such as "2–4"."""
     numbered = [(_x(across, mark.x), mark.number) for mark in marks if mark.number is not None]
+    if len(numbered) > _MOST_WHOLE_MARKS:
+        return []
     groups: list[list[tuple[float, int]]] = []
     for x, number in numbered:
         if groups and x - groups[-1][-1][0] < WIDTH / _MOST_NUMBERS:

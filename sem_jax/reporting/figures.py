@@ -16,6 +16,7 @@ from sem_jax.training.health import H_LAMBDA_LIMIT, NORM_DRIFT_LIMIT, RESIDUAL_F
 COLOURS = 7  # of style.css, c0 to c6
 _LABELLED_LAYERS = 6
 _TIME_UNITS = (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0), ("seconds", 1.0))
+_NOT_YET = "Nothing has been recorded yet."
 _OLD = "The version of sem_jax that trained this run did not record it."
 
 
@@ -46,11 +47,8 @@ def learning(runs: Sequence[Run], skips: Sequence[Skips]) -> list[Chart]:
             ("Bits/byte", "with dots on held-out text, thin on the training batches", ("bits_per_byte",)),
         ):
             lines = [line for i, run in enumerate(runs) for line in _curves(run, i, len(runs), names, position)]
-            charts.append(
-                Chart(title, unit, position.name, lines, marks, scale="auto", classes=[f"by-{position.kind}"])
-                if lines or position.kind != "seconds"
-                else Chart(title, unit, position.name, [], missing=_OLD, classes=[f"by-{position.kind}"])
-            )
+            chart = Chart(title, unit, position.name, lines, marks, scale="auto", classes=[f"by-{position.kind}"])
+            charts.append(chart)
     return charts
 
 
@@ -82,7 +80,7 @@ def propagators(runs: Sequence[Run]) -> list[Chart]:
         ("h_lambda_bound", "hλ", "upper bound of hλ_max (Gershgorin)", 2 * H_LAMBDA_LIMIT),
     ]
     return [
-        Chart(title, unit, "steps", _by_layer(runs, "health", name), scale="auto", limit=limit, missing=_OLD)
+        Chart(title, unit, "steps", _by_layer(runs, "health", name), scale="auto", limit=limit)
         for name, title, unit, limit in charts
     ]
 
@@ -96,12 +94,22 @@ def waves(runs: Sequence[Run]) -> list[Chart]:
     ]
     return [
         Chart(
-            title, unit, "steps", _by_layer(runs, "validation", f"{name}_{kind}", dots=True), scale=scale, missing=_OLD
+            title,
+            unit,
+            "steps",
+            _by_layer(runs, "validation", f"{name}_{kind}", dots=True),
+            scale=scale,
         )
         for name, heading, unit, scale in quantities
         for kind in kinds
         for title in [f"{heading} after the {kind}"]
     ]
+
+
+def why_empty(runs: Sequence[Run]) -> str:
+    """Why a figure may have nothing to draw: a version that recorded less also told no seconds."""
+    lines = [line for run in runs for line in run.split("train")]
+    return _OLD if lines and not any("seconds" in line for line in lines) else _NOT_YET
 
 
 def _curves(run: Run, index: int, count: int, names: Sequence[str], position: _Position) -> list[Line]:

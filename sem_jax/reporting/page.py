@@ -14,7 +14,7 @@ from sem_jax.data.files import write_atomically
 from sem_jax.reporting.axes import short_number
 from sem_jax.reporting.charts import Chart, draw
 from sem_jax.reporting.elements import Node, element, to_text
-from sem_jax.reporting.figures import COLOURS, learning, optimizer, propagators, waves
+from sem_jax.reporting.figures import COLOURS, learning, optimizer, propagators, waves, why_empty
 from sem_jax.reporting.runs import Run, number, read_runs
 from sem_jax.reporting.settings import settings_section
 from sem_jax.reporting.skips import Skips, skips_of
@@ -63,10 +63,10 @@ def page(runs: Sequence[Run], live: bool = False) -> str:
             "main",
             *(_switch(position) for position in _POSITIONS),
             _header(title, runs, live),
-            _section("Learning", _tabs(), _grid(learning(runs, marked))),
-            _section("Optimizer", _grid(optimizer(runs, marked)), *_skip_tables(runs, skips)),
-            _section("Propagators", *_lead(runs, "health"), _grid(propagators(runs))),
-            _section("Wave", *_lead(runs, "validation"), _grid(waves(runs))),
+            _section("Learning", _tabs(), _grid(learning(runs, marked), runs)),
+            _section("Optimizer", _grid(optimizer(runs, marked), runs), *_skip_tables(runs, skips)),
+            _section("Propagators", *_lead(runs, "health"), _grid(propagators(runs), runs)),
+            _section("Wave", *_lead(runs, "validation"), _grid(waves(runs), runs)),
             _section("Samples", *[node for run in runs for node in _samples(run, len(runs) > 1)]),
             _section("Configuration", *settings_section(runs)),
             element("footer", f"Written by sem_jax, {_now()}."),
@@ -95,8 +95,9 @@ def _section(title: str, *children: Node) -> Node:
     return element("section", element("h2", title), *children)
 
 
-def _grid(charts: Sequence[Chart]) -> Node:
-    return element("div", *map(draw, charts), class_="grid three" if len(charts) == 3 else "grid")
+def _grid(charts: Sequence[Chart], runs: Sequence[Run]) -> Node:
+    drawings = (draw(chart, why_empty(runs)) for chart in charts)
+    return element("div", *drawings, class_="grid three" if len(charts) == 3 else "grid")
 
 
 def _switch(position: str) -> Node:
