@@ -64,8 +64,7 @@ def value_axis(values: Iterable[float], scale: Scale = "linear", include: Iterab
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, or as good as one
         margin = abs(high) / 10 or 1.0
         low, high = low - margin, high + margin
-    step = _round_step(high - low)
-    return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
+    return _linear_axis(low, high)
 
 
 def position_axis(values: Iterable[float]) -> Axis | None:
@@ -117,6 +116,16 @@ def _round_step(span: float) -> float:
     """1, 2 or 5 times a power of ten that divides a span into about five."""
     power = 10.0 ** math.floor(math.log10(span / _TICKS))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power * _TICKS >= span * (1 - 1e-9))
+
+
+def _linear_axis(low: float, high: float) -> Axis:
+    """From tick to tick; a wider axis may want wider steps, which make it wider still."""
+    step, wanted = 0.0, _round_step(high - low)
+    while step != wanted:
+        step = wanted
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+        wanted = _round_step(high - low)
+    return Axis(low, high)
 
 
 def _log_axis(low: float, high: float) -> Axis:

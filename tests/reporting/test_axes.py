@@ -34,6 +34,8 @@ def test_ticks_lie_on_the_axis_and_their_labels_differ(values, scale):
     width = axis.high - axis.low
     assert all(axis.low - 1e-9 * width <= value <= axis.high + 1e-9 * width for value, _ in ticks)
     assert len({label for _, label in ticks}) == len(ticks)
+    if not axis.log:
+        assert [ticks[0][0], ticks[-1][0]] == pytest.approx([axis.low, axis.high], abs=1e-9 * width)
 
 
 @pytest.mark.parametrize(
