@@ -16,7 +16,7 @@ from sem_jax.data import DataError
 from sem_jax.errors import SemJaxError
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import InteropError
-from sem_jax.training.checkpoint import CheckpointError
+from sem_jax.training.leaf_record import CheckpointError
 from sem_jax.training.metrics import MetricsError
 from sem_jax.training.monitor import TrainingDiverged
 from sem_jax.training.processes import ProcessError

@@ -27,7 +27,7 @@ from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
 from sem_jax.modules.model import init_model, split_model
 from sem_jax.training import loop
-from sem_jax.training.checkpoint import Choice
+from sem_jax.training.retention import Choice
 from sem_jax.training.state import start_state
 from sem_jax.training.workdir import create_workdir, restore_run
 

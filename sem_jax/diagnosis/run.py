@@ -16,7 +16,7 @@ from sem_jax.diagnosis.record import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.walk import measure
 from sem_jax.optim import leaf_names
-from sem_jax.training.checkpoint import Choice
+from sem_jax.training.retention import Choice
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.workdir import restore_run, with_own_tokenizer
 

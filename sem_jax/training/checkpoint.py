@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
-import math
 import os
 import shutil
 import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,21 +33,21 @@ import orbax.checkpoint as ocp
 from sem_jax.errors import SemJaxError
 from sem_jax.optim import is_sound
 from sem_jax.training.checksum import checksums
+from sem_jax.training.leaf_record import (
+    CheckpointError,
+    Record,
+    changed_leaves,
+    form_of,
+    named_leaves,
+    record_crc,
+    require_same_forms,
+)
 from sem_jax.training.processes import gather, is_first
+from sem_jax.training.retention import Choice, NewestAndBest, best_step
 
 PyTree = Any
-Entry = dict[str, Any]  # {"dtype": "complex64", "shape": [4, 128], "sum": 2774}
-Record = dict[str, Entry]
-
-Choice = int | Literal["best"] | None  # of a checkpoint: a step, that of the lowest validation loss, or the newest
-
-_MAX_LISTED = 10
 _CLEARING = 5  # seconds at most
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is not complete
-
-
-class CheckpointError(SemJaxError, RuntimeError):
-    """A checkpoint that is missing, damaged, of another configuration or not writable; the message gives the cure."""
 
 
 class _Damaged(Exception):
@@ -60,8 +57,8 @@ class _Damaged(Exception):
 class Checkpointer:
     """The checkpoints of one run; a context manager, which waits for the last save when it is left.
 
-    Only `save` changes the directory, so a run may be evaluated while another process trains it. Where a run has
-    several processes, each of them calls every method, in the same order.
+    Only `save` and `set_aside` change the directory, so a run may be evaluated while another process trains it. Where a
+    run has several processes, each of them calls every method, in the same order.
 
     Attributes:
       saved_on: the mesh that wrote the checkpoint last restored, in words; "" where it is not known.
@@ -119,9 +116,9 @@ class Checkpointer:
           CheckpointError: this save or the one before it failed, a leaf is no such array, or a newer step exists.
         """
         newest = self.latest_step()
-        arrays = _named_leaves(state)
+        arrays = named_leaves(state)
         sums = checksums(arrays)
-        record = {name: _form(array) | {"sum": sums[name]} for name, array in arrays.items()}
+        record = {name: form_of(array) | {"sum": sums[name]} for name, array in arrays.items()}
         if step == newest and (step, record) == self._current:
             return
         if newest is not None and step < newest:
@@ -226,9 +223,9 @@ class Checkpointer:
         return step
 
     def _restore(self, like: PyTree, step: int) -> PyTree:
-        targets = _named_leaves(like)
+        targets = named_leaves(like)
         record = self._read_record(step)
-        _require_same_forms(record, targets, self.path(step))
+        require_same_forms(record, targets, self.path(step))
         arrays = self._read_arrays(step, record, targets)
         self._current = (step, record)
         leaves = [_place(arrays[name], target) for name, target in targets.items()]
@@ -264,7 +261,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             create=writing,
             cleanup_tmp_directories=writing,
-            preservation_policy=_NewestAndBest(self._keep, self.losses),
+            preservation_policy=NewestAndBest(self._keep, self.losses),
             save_root_metadata=False,
         )
         return ocp.CheckpointManager(self._directory, options=options)
@@ -281,9 +278,7 @@ class Checkpointer:
             self._writer.delete(step)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
-            record=ocp.args.JsonSave(
-                {"step": step, "leaves": record, "mesh": self._mesh, "crc32": _record_crc(record)}
-            ),
+            record=ocp.args.JsonSave({"step": step, "leaves": record, "mesh": self._mesh, "crc32": record_crc(record)}),
         )
         self._writer.save(step, args=items, force=True)
 
@@ -317,7 +312,7 @@ class Checkpointer:
             content = self._reader.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
             record, crc, self.saved_on = content["leaves"], content["crc32"], content.get("mesh", "")
             written = content.get("step", step)  # version 0.1 did not record it
-        if _record_crc(record) != crc:
+        if record_crc(record) != crc:
             raise _Damaged("its record does not match the checksum")
         if written != step:
             raise _Damaged(f"it holds step {written}, so its folder has been renamed; give it its name back")
@@ -336,9 +331,9 @@ class Checkpointer:
             # Orbax does not store arrays without elements.
             empty = {name: np.zeros(e["shape"], e["dtype"]) for name, e in record.items() if 0 in e["shape"]}
             arrays = {name: (stored | empty)[name] for name in record}
-            broken = [name for name, entry in record.items() if not _form(arrays[name]).items() <= entry.items()]
+            broken = [name for name, entry in record.items() if not form_of(arrays[name]).items() <= entry.items()]
         with _reading("its data"):
-            broken += _changed(record, arrays)
+            broken += changed_leaves(record, arrays)
         if broken:
             raise _Damaged(f"the bytes of leaf {broken[0]} do not match their checksum")
         return arrays
@@ -356,28 +351,6 @@ class Checkpointer:
 
     def _none_intact(self) -> str:
         return f"No older one is intact: move {self._directory} away to start anew"
-
-
-def best_step(losses: Mapping[int, float], steps: Sequence[int]) -> int | None:
-    """The step of the lowest finite loss; None if there is none.
-
-    >>> best_step({10: 2.0, 20: float("nan"), 30: 1.0}, [10, 20])
-    10
-    """
-    finite = [step for step in steps if math.isfinite(losses.get(step, math.nan))]
-    return min(finite, key=losses.__getitem__, default=None)
-
-
-class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Preserves the newest checkpoints and the one of the lowest loss."""
-
-    def __init__(self, keep: int, losses: Mapping[int, float]):
-        self._keep, self._losses = keep, losses
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self._keep :], best_step(self._losses, steps)}
-        return [step in kept for step in steps]
 
 
 @contextlib.contextmanager
@@ -416,55 +389,6 @@ def _without_orbax_chatter(message: logging.LogRecord) -> bool:
 def _without_unread_failures(message: logging.LogRecord) -> bool:
     # Orbax leaves further failures of the same save or restore unread; asyncio logs a traceback of each.
     return "exception was never retrieved" not in str(message.msg)
-
-
-def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if len(named) < len(leaves):
-        raise CheckpointError("two leaves of the state have the same name; keep '/' out of the keys of its dicts")
-    for name, leaf in named.items():
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_)):
-            raise CheckpointError(f"leaf {name} is {leaf!r:.80}; give an array of numbers or booleans, or leave it out")
-    return named
-
-
-def _form(leaf: Any) -> Entry:
-    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
-
-
-def _changed(record: Record, arrays: dict[str, Any]) -> list[str]:
-    """Names of the leaves that are not what was saved."""
-    sums = checksums(arrays)
-    return [
-        name
-        for name, entry in record.items()
-        if (entry["crc32"] != _crc(arrays[name]) if "crc32" in entry else entry["sum"] != sums[name])
-    ]
-
-
-def _crc(array: Any) -> int:
-    return zlib.crc32(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
-
-
-def _record_crc(record: Record) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _require_same_forms(record: Record, targets: dict[str, Any], path: Path) -> None:
-    saved = {name: f"{entry['dtype']}{entry['shape']}" for name, entry in record.items()}
-    wanted = {name: "{dtype}{shape}".format(**_form(leaf)) for name, leaf in targets.items()}
-    lines = [
-        f"  {name}: {saved.get(name, 'nothing')} saved, {wanted.get(name, 'nothing')} expected"
-        for name in saved | wanted
-        if saved.get(name) != wanted.get(name)
-    ]
-    if len(lines) > _MAX_LISTED:
-        lines[_MAX_LISTED:] = [f"  and {len(lines) - _MAX_LISTED} more"]
-    if lines:
-        cure = "Use the configuration it was saved with, or another directory"
-        raise CheckpointError("\n".join([f"{path} holds the state of another configuration:", *lines, cure]))
 
 
 def _sharding_of(target: Any) -> jax.sharding.Sharding | None:

@@ -18,9 +18,8 @@ from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
-from sem_jax.training.metrics import validation_losses
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.processes import all_or_none, gather, interruptible, is_first, require_same
+from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
@@ -87,9 +86,6 @@ def train(
         )
         start = 0
         if checkpointer.latest_step() is not None:
-            with all_or_none():
-                losses = validation_losses(workdir) if is_first() else {}
-            checkpointer.losses |= dict(gather(list(losses.items()))[0])
             start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
             for damaged, what in checkpointer.passed_over.items():
                 echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
@@ -107,9 +103,7 @@ def train(
 
         def evaluate_and_sample(step: int, state: TrainState) -> None:
             with report.paused():
-                evaluation = evaluate(state.evaluated)
-                report.evaluation(step, evaluation)
-                checkpointer.losses[step] = evaluation.values["nll"]
+                report.evaluation(step, evaluate(state.evaluated))
                 sampler.parts = layout.here(state.evaluated)
                 if is_first():
                     report.sample(step, sampler.generate(config.sampling.prompt))

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, a progress line for people, and the clock behind both."""
+"""metrics.jsonl: what a run tells programs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import json
 import math
 import os
 import re
-import sys
-import time
 import zlib
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
-
-import jax
-from tqdm import tqdm
+from typing import Any, Literal
 
 from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
-PyTree = Any
 Split = Literal["train", "validation", "skip", "health", "sample"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
@@ -44,7 +37,7 @@ class MetricsWriter:
 
     Attributes:
       last_step: of the lines that the file held when it was opened; 0 if there was none.
-      evaluated: whether the file told of an evaluation at the step that the run goes on from.
+      losses: nats a token of each validation that it told of, by step; NaN where they were not finite.
       seconds: that the run had taken by the last line that was kept; 0 where none tells.
     """
 
@@ -69,7 +62,7 @@ class MetricsWriter:
             self._file = path.open("a", encoding="ascii")
         self._path = path
         told = [values for _, values in kept]
-        self.evaluated = any(values["split"] == "validation" and values["step"] == start_step for values in told)
+        self.losses = _losses(told)
         self.last_step = max((values["step"] for values in told), default=0)
         self.seconds = max(map(_seconds, told), default=0.0)
 
@@ -159,7 +152,7 @@ def gap_warning(last_step: int, start_step: int, log_every: int) -> str | None:
 
 
 def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
-    """Nats a token of each validation that a run has told of, by step; none before its first line.
+    """Nats a token of each validation that a run has told of, by step; NaN where they were not finite.
 
     Raises:
       MetricsError: the file is damaged or cannot be read.
@@ -167,8 +160,12 @@ def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
     path = Path(workdir) / FILE_NAME
     if not path.exists():
         return {}
-    lines = [line for line in read_metrics(path) if line["split"] == "validation"]
-    return {line["step"]: line["nll"] for line in lines if isinstance(line.get("nll"), float)}
+    return _losses(read_metrics(path))
+
+
+def _losses(lines: Iterable[dict[str, Any]]) -> dict[int, float]:
+    told = {line["step"]: line.get("nll") for line in lines if line["split"] == "validation"}
+    return {step: nll if isinstance(nll, float) else math.nan for step, nll in told.items()}
 
 
 def _without_null(value: Any) -> Any:
@@ -230,158 +227,3 @@ def _rewrite(path: Path, lines: list[bytes]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class Progress:
-    """How the training goes, for people: one bar on a terminal, one line an update in a log; a context manager."""
-
-    def __init__(self, total_steps: int, start_step: int = 0, stream: TextIO | None = None):
-        """Starts the display.
-
-        Args:
-          total_steps: steps of the whole run.
-          start_step: steps taken by earlier processes of the run.
-          stream: where it is shown; None is standard output.
-        """
-        self._total = total_steps
-        self._stream = stream or sys.stdout
-        self._first: tuple[int, float] | None = None  # step and seconds of the first update, after compilation
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm(
-                total=total_steps,
-                initial=start_step,
-                file=self._stream,
-                miniters=1,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar:10}| {desc}",
-            )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def update(
-        self,
-        step: int,
-        *,
-        loss: float,
-        bits_per_byte: float,
-        lr: float,
-        lr_scale: float,
-        grad_norm: float,
-        tokens_per_s: float,
-        skipped: int,
-    ) -> None:
-        """Shows the numbers of one step.
-
-        Args:
-          step: training steps taken so far.
-          loss: in nats a token.
-          bits_per_byte: of the same loss.
-          lr: learning rate.
-          lr_scale: factor of the guard on the learning rate; shown below 1 only.
-          grad_norm: global norm of the gradient.
-          tokens_per_s: NaN while it is unknown.
-          skipped: steps that the guard has refused so far.
-        """
-        scale = f" x{lr_scale:.3g}" if lr_scale < 1 else ""
-        speed = tqdm.format_sizeof(tokens_per_s) if math.isfinite(tokens_per_s) else "--"
-        line = (
-            f"step {step:>{len(str(self._total))}}/{self._total}  loss {loss:.4f}  bpb {bits_per_byte:.3f}  "
-            f"lr {lr:.2e}{scale}  |g| {grad_norm:.3g}  {speed} tok/s  eta {self._eta(step)}  skipped {skipped}"
-        )
-        if self._bar is None:
-            print(line, file=self._stream, flush=True)
-        else:
-            self._bar.set_description_str(line, refresh=False)
-            self._bar.update(step - self._bar.n)
-
-    def note(self, text: str) -> None:
-        """Prints a line of its own, above the bar."""
-        if self._bar is None:
-            print(text, file=self._stream, flush=True)
-        else:
-            self._bar.write(text, file=self._stream)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _eta(self, step: int) -> str:
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = (step, now)
-        first_step, start = self._first
-        if step == first_step:
-            return "--"
-        return tqdm.format_interval((self._total - step) * (now - start) / (step - first_step))
-
-
-class LateMetrics:
-    """Fetches the metrics of a step only after the next one is on its way, so that the device never waits for the host.
-
-    Flush before a checkpoint: a run that goes on from it never computes these metrics again.
-    """
-
-    def __init__(self) -> None:
-        self._pending: tuple[int, PyTree] | None = None
-
-    def push(self, step: int, metrics: PyTree) -> tuple[int, PyTree] | None:
-        """Takes the metrics of a step that has just been dispatched; returns the previous step and its metrics.
-
-        Args:
-          step: of the metrics.
-          metrics: pytree of device arrays, not to be donated.
-
-        Returns:
-          What was pushed before, as numpy arrays; None the first time, and after `flush`.
-        """
-        previous = self.flush()
-        self._pending = (step, metrics)
-        return previous
-
-    def flush(self) -> tuple[int, PyTree] | None:
-        """Waits for the last step pushed and returns it with its metrics; None if it has been returned already."""
-        pending, self._pending = self._pending, None
-        return None if pending is None else (pending[0], jax.device_get(pending[1]))
-
-
-class Throughput:
-    """Tokens a second over the last steps; the first step, which compiles, and what is paused do not count."""
-
-    def __init__(self, window: int = 20):
-        """Starts without a measurement.
-
-        Args:
-          window: number of steps to average over.
-        """
-        self._marks: deque[tuple[float, int]] = deque(
-            maxlen=window + 1
-        )  # (seconds of training, tokens) after each step
-        self._tokens = 0
-        self._paused = 0.0
-
-    def step(self, tokens: int) -> None:
-        """Counts a training step of so many tokens that has just ended."""
-        self._tokens += tokens
-        self._marks.append((time.perf_counter() - self._paused, self._tokens))
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves out the time spent inside, as of an evaluation or a checkpoint."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - start
-
-    def tokens_per_second(self) -> float:
-        """The mean over the window; NaN before the second step."""
-        if len(self._marks) < 2:
-            return math.nan
-        (start, before), (end, after) = self._marks[0], self._marks[-1]
-        return (after - before) / (end - start)

@@ -19,16 +19,9 @@ from sem_jax.reporting.live import LivePage
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
-from sem_jax.training.metrics import (
-    LateMetrics,
-    MetricsWriter,
-    Progress,
-    Split,
-    Throughput,
-    bits_per_byte,
-    gap_warning,
-)
-from sem_jax.training.processes import gather, is_first
+from sem_jax.training.metrics import MetricsWriter, Split, bits_per_byte, gap_warning
+from sem_jax.training.processes import all_or_none, gather, is_first
+from sem_jax.training.progress import LateMetrics, Progress, Throughput
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 
@@ -71,13 +64,15 @@ class Monitor:
           workdir: of the run.
           start_step: steps taken by earlier processes of the run.
           state: of the run; only its structure is read.
-          checkpoints: of the run, to name the last good one where the run has to end.
+          checkpoints: of the run, which learn the losses of its validations; the last good one is named where the run
+            has to end.
         """
         self._config = config
         self._bytes_per_token = dataset.bytes_per_token
         self._checkpoints = checkpoints
         self._leaf_names = leaf_names(state.params, state.opt_state.inner)
-        self._writer = MetricsWriter(workdir, start_step) if is_first() else None
+        with all_or_none():
+            self._writer = MetricsWriter(workdir, start_step) if is_first() else None
         self._progress = Progress(config.training.max_steps, start_step, None if is_first() else _Nowhere())
         if self._writer is not None and (
             warning := gap_warning(self._writer.last_step, start_step, config.training.log_every)
@@ -90,10 +85,10 @@ class Monitor:
         self._recent: list[StepMetrics] = []
         self._start = time.perf_counter() - (self._writer.seconds if self._writer else 0)
         self.validation: dict[str, float] = {}
+        checkpoints.losses |= dict(gather(list(self._writer.losses.items()) if self._writer else [])[0])
         due = start_step % config.training.eval_every == 0 or start_step == config.training.max_steps
-        evaluated = gather(self._writer is not None and self._writer.evaluated)[0]
         # Saving comes before evaluating, so the run may have been killed in between.
-        self.owes_evaluation = start_step > 0 and due and not evaluated
+        self.owes_evaluation = start_step > 0 and due and start_step not in checkpoints.losses
 
     def __enter__(self) -> Monitor:
         return self
@@ -204,6 +199,7 @@ class Monitor:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Reports an evaluation."""
         values = self.validation = evaluation.values
+        self._checkpoints.losses[step] = values["nll"]
         waves = {
             f"{name}_{kind}": [float(number) for number in numbers]
             for kind, stats in evaluation.waves.items()

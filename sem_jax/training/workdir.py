@@ -17,8 +17,9 @@ from sem_jax.config import Config, ConfigError, build, upgrade
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
 from sem_jax.data.files import content_digest, parse_json, read_text, write_atomically
 from sem_jax.data.seal import SEAL, sealed, unsealed
-from sem_jax.training.checkpoint import Checkpointer, Choice
+from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.metrics import validation_losses
+from sem_jax.training.retention import Choice
 from sem_jax.training.state import TrainState, abstract_state
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from sem_jax.training.checkpoint import Checkpointer, CheckpointError
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.leaf_record import CheckpointError
 
 
 class Moments(NamedTuple):

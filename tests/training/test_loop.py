@@ -135,7 +135,10 @@ def test_a_skipped_step_does_not_hide_the_loss_of_its_neighbours(config, workdir
     dataset = open_dataset(config.data, 0, config.training.global_batch)
     spaced = dataclasses.replace(config, training=dataclasses.replace(config.training, log_every=2))
     workdir.mkdir()
-    with Monitor(spaced, dataset, workdir, 0, abstract_state(config), None) as report:
+    with (
+        Checkpointer(checkpoint_folder(workdir), keep=1) as checkpoints,
+        Monitor(spaced, dataset, workdir, 0, abstract_state(config), checkpoints) as report,
+    ):
         for step, loss in enumerate(losses, start=1):
             bad = np.int32(math.isnan(loss))
             skipped = {"consecutive": bad, "reason": np.int32(Reason.LOSS), "leaf": np.int32(-1)}

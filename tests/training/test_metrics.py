@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sem_jax.training import metrics
-from sem_jax.training.metrics import LateMetrics, MetricsError, MetricsWriter, Progress, Throughput, read_metrics
+from sem_jax.training import metrics, progress
+from sem_jax.training.metrics import MetricsError, MetricsWriter, read_metrics
+from sem_jax.training.progress import LateMetrics, Progress, Throughput
 
 # metrics.jsonl
 
@@ -235,7 +236,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """A clock that is set by hand."""
     now = [100.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     return now
 
 

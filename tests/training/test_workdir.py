@@ -16,7 +16,8 @@ from sem_jax.data import DataError
 from sem_jax.data.seal import unsealed
 from sem_jax.data.tokenizers.byte import ByteTokenizer
 from sem_jax.data.tokenizers.char import CharTokenizer
-from sem_jax.training.checkpoint import Checkpointer, CheckpointError
+from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.leaf_record import CheckpointError
 from sem_jax.training.workdir import (
     checkpoint_folder,
     create_workdir,
