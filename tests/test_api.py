@@ -4,6 +4,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -52,10 +53,24 @@ def test_an_example_runs_as_it_stands(names, function):
     run_examples(function.__doc__, names, function.__qualname__)
 
 
-@pytest.mark.parametrize(("module", "name"), [("cli", "explain_os_error"), ("inference.decoding", "reader_starts")])
-def test_an_example_of_a_helper_runs_as_it_stands(module, name):
-    owner = importlib.import_module(f"sem_jax.{module}")
-    run_examples(getattr(owner, name).__doc__, vars(owner), name)
+# The examples of these need the names above.
+WITH_NAMES = {"sem_jax.api", "sem_jax.inference.language_model"}
+PACKAGE = Path(sem_jax.__file__).parent
+WITH_EXAMPLES = [
+    module
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+    and (module := ".".join(["sem_jax", *path.relative_to(PACKAGE).with_suffix("").parts])) not in WITH_NAMES
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_a_helper_run_as_they_stand(module):
+    owner = importlib.import_module(module)
+    found = [each for each in doctest.DocTestFinder().find(owner) if each.examples]
+    assert found
+    for each in found:
+        run_examples(each.docstring, vars(owner), each.name)
 
 
 def run_examples(text, names, title):

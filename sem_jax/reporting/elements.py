@@ -14,8 +14,8 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
 def element(tag: str, *children: Node | str | None, **attributes: object) -> Node:
     """An element with children in their order; None is no child.
 
-    >>> to_text(element("p", "1 < 2", element("br"), class_="note", data_x="<"))
-    '<p class="note" data-x="&lt;">1 &lt; 2<br></p>'
+    >>> to_text(element("p", "1 < 2", element("br"), class_="note", data_x='"'))
+    '<p class="note" data-x="&quot;">1 &lt; 2<br></p>'
 
     Args:
       tag: such as "p".
