@@ -312,6 +312,19 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_only_when_asked(config
     assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
 
 
+def test_a_run_keeps_the_checkpoint_of_its_lowest_validation_loss(config, workdir, monkeypatch):
+    evaluate, losses = loop.Evaluator.__call__, iter((1.0, 2.0))
+
+    def rising(self, parts):
+        found = evaluate(self, parts)
+        return found._replace(values=found.values | {"nll": next(losses)})
+
+    monkeypatch.setattr(loop.Evaluator, "__call__", rising)
+    train(dataclasses.replace(config, training=dataclasses.replace(config.training, keep_checkpoints=1)), workdir)
+    kept = {path.name for path in checkpoint_folder(workdir).iterdir()}
+    assert kept == {"100", str(STEPS)}
+
+
 def test_lost_metrics_are_told_of_and_cost_nothing_else(config, workdir, uninterrupted, capsys):
     shutil.copytree(uninterrupted, workdir)
     (workdir / "metrics.jsonl").write_bytes(b"")
