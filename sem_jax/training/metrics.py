@@ -47,7 +47,8 @@ class MetricsWriter:
         Args:
           workdir: directory of the run.
           start_step: step of the checkpoint that training goes on from; lines of later steps are dropped, for they
-            will be written again. 0 starts a run and drops every line.
+            will be written again, and so is an evaluation at that step whose sample is missing. 0 starts a run and
+            drops every line.
 
         Raises:
           MetricsError: a line other than the last is damaged, or the file cannot be written.
@@ -56,7 +57,7 @@ class MetricsWriter:
         with _naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = _parse(path) if start_step > 0 and path.exists() else []
-            kept = [(line, values) for line, values in lines if values["step"] <= start_step]
+            kept = _complete([(line, values) for line, values in lines if values["step"] <= start_step], start_step)
             if path.exists():
                 _rewrite(path, [line for line, _ in kept])
             self._file = path.open("a", encoding="ascii")
@@ -166,6 +167,14 @@ def validation_losses(workdir: str | os.PathLike[str]) -> dict[int, float]:
 def _losses(lines: Iterable[dict[str, Any]]) -> dict[int, float]:
     told = {line["step"]: line.get("nll") for line in lines if line["split"] == "validation"}
     return {step: nll if isinstance(nll, float) else math.nan for step, nll in told.items()}
+
+
+def _complete(lines: list[tuple[bytes, dict[str, Any]]], step: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines without an evaluation at the step that a kill has cut off before its sample."""
+    last = {values["split"] for _, values in lines if values["step"] == step}
+    if "sample" in last:
+        return lines
+    return [(line, values) for line, values in lines if (values["split"], values["step"]) != ("validation", step)]
 
 
 def _without_null(value: Any) -> Any:

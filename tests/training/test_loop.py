@@ -356,6 +356,25 @@ def test_an_evaluation_that_a_kill_has_prevented_is_made_up_for(config, workdir,
     assert result.validation["nll"] == last["nll"]
 
 
+@pytest.mark.parametrize("step", [100, STEPS])
+def test_an_evaluation_that_a_kill_has_cut_off_is_told_of_once(config, workdir, uninterrupted, monkeypatch, step):
+    sample = Monitor.sample
+
+    def killed(self, at, text):
+        if at == step:
+            raise OSError("the machine is gone")
+        sample(self, at, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "sample", killed)
+        with pytest.raises(OSError, match="the machine is gone"):
+            train(config, workdir)
+    assert metrics_of(workdir)[-1]["split"] == "validation"
+    train(config, workdir)
+    places = [collections.Counter((v["split"], v["step"]) for v in metrics_of(run)) for run in (workdir, uninterrupted)]
+    assert places[0] == places[1]
+
+
 def test_signals_ask_until_the_last_save_is_on_disk(config, workdir, monkeypatch):
     handlers, original = [], Checkpointer.wait
 
