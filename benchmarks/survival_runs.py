@@ -220,14 +220,14 @@ def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
 def metrics_faults(written: bytes, wanted: bytes) -> list[str]:
     """What is wrong with the metrics of an interrupted run, beside those of one that never was.
 
-    It may have evaluated once more where it was stopped, and its speed is its own.
+    It may have evaluated, and written a sample, once more where it was stopped, and its speed is its own.
     """
     if not written.endswith(b"\n"):
         return ["metrics.jsonl ends within a line"]
     ours, theirs = _by_place(written), _by_place(wanted)
     found = [f"{split} {step} stands {len(lines)} times" for (split, step), lines in ours.items() if len(lines) > 1]
     found += [f"{split} {step} is missing" for split, step in theirs if (split, step) not in ours]
-    new = [place for place in ours if place not in theirs and place[0] != "validation"]
+    new = [place for place in ours if place not in theirs and place[0] not in ("validation", "sample")]
     found += [f"{split} {step} is new" for split, step in new]
     changed = [place for place in theirs if place in ours and ours[place][:1] != theirs[place]]
     return found + [f"{split} {step} has other values" for split, step in changed]
