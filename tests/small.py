@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import re
@@ -101,13 +102,18 @@ def copied(tree: Any) -> Any:
 def shared_programs() -> Iterator[None]:
     """Runs of one configuration share their compiled functions, which otherwise take longer than the runs."""
     with pytest.MonkeyPatch.context() as patch:
-        fresh = functools.cache(state.init_state)
+        fresh, step_of = functools.cache(state.init_state), functools.cache(step.make_train_step)
 
         def init_state(config: Config) -> state.TrainState:
             return copied(fresh(config))
 
+        def make_train_step(config: Config) -> Any:
+            # No program reads these fields.
+            training = dataclasses.replace(config.training, eval_every=1, keep_checkpoints=1)
+            return step_of(dataclasses.replace(config, training=training))
+
         patch.setattr(loop, "init_state", init_state)
-        patch.setattr(loop, "make_train_step", functools.cache(step.make_train_step))
+        patch.setattr(loop, "make_train_step", make_train_step)
         patch.setattr(evaluation, "make_eval_step", functools.cache(step.make_eval_step))
         patch.setattr(language_model.LanguageModel, "generate", lambda self, prompt: prompt)
         yield
