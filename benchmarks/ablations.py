@@ -11,6 +11,7 @@ from jax import Array
 
 from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.core.complex_ops import complex_matmul, rms_norm
+from sem_jax.core.duality import selective_state_space
 from sem_jax.modules.block import Block, Context
 from sem_jax.modules.linear import Linear, complex_weight
 from sem_jax.modules.mixer import CausalConv, SpinorGate
@@ -120,6 +121,35 @@ class NoPhase(SelectiveMixer):
         def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
             super().__init__(dim, config, rngs)
             self.phase[...] = jnp.zeros_like(self.phase[...])
+
+
+class Trapezoid(SelectiveMixer):
+    """The input by a trapezoidal rule: h_t = α_t·h_{t−1} + (1 − λ_t)·δ_t·α_t·v_{t−1} + λ_t·δ_t·v_t with v_t = k_t x_tᵀ.
+
+    λ_t is read from the token (Mamba-3, arXiv:2603.15569, exponential-trapezoidal discretisation). Summed over its two
+    appearances, v_s has the coefficient λ_s·δ_s + (1 − λ_{s+1})·δ_{s+1} in every later state and λ_s·δ_s in its own, so
+    that the recurrence stays what it was but for one term at s = t. It looks at the next token only to take out again
+    what that one adds; the state that it hands on is not the one of the equation, so it is for whole sequences only.
+    """
+
+    class SSM(SelectiveSSM):
+        def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
+            super().__init__(dim, config, rngs)
+            # At 0.88 a new token counts nearly as by the plain rule.
+            self.share = Linear(2 * dim, config.num_heads, bias_init=2.0, rngs=rngs)
+
+        def __call__(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
+            q, k = self.queries_and_keys(x)
+            dt, omega = self.step_sizes(x)
+            share = jax.nn.sigmoid(self.share.of_parts(x))
+            from_next = jnp.pad(((1 - share) * dt)[:, 1:], ((0, 0), (0, 1), (0, 0)))
+            by_head = x.reshape(*x.shape[:2], self.config.num_heads, -1)
+            entering = by_head * (share + from_next / dt)[..., None]
+            decay, phase = jax.nn.softplus(self.decay[...]), self.phase[...]
+            y, h = selective_state_space(q, k, entering, dt, omega, decay, phase, h0, position == 0, self.config.scan)
+            match = jnp.mean(k * jnp.conj(q), axis=-1)[..., None, None]
+            y = y - match * from_next[..., None] * by_head
+            return y.reshape(x.shape) + self.skip[...] * x, h
 
 
 class NormalisedOutput(SelectiveMixer):

@@ -85,6 +85,7 @@ VARIANTS = {
         "no bias of q and k": _mixer(ablations.NoBias),
         "no skip d": _mixer(ablations.NoSkip),
         "phases 0 at the start": _mixer(ablations.NoPhase),
+        "trapezoidal input": _mixer(ablations.Trapezoid),
         "y normalised": _mixer(ablations.NormalisedOutput),
         "half the states": _with(model__mixer__state_dim=8),
         "twice the states": _with(model__mixer__state_dim=32),
