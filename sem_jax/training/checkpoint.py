@@ -292,9 +292,12 @@ class Checkpointer:
                 if failed is not None:
                     failed.close()
             self._clear_unfinished()
+            # JAX does not touch the disk: what it reports is a device or another process.
+            lost = isinstance(error, jax.errors.JaxRuntimeError)
+            cure = "see whether another process or a device is lost" if lost else "check free space and permissions"
             raise CheckpointError(
                 f"{self.path(step)} could not be written ({_summary(error)}). Nothing of it is left and the older "
-                "checkpoints are untouched; check free space and permissions, then start again from the newest"
+                f"checkpoints are untouched; {cure}, then start again from the newest"
             ) from error
 
     def _clear_unfinished(self) -> None:

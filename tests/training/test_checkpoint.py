@@ -527,6 +527,17 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path, full_disk, surfaces_i
     assert_same_bits(restore(tmp_path, large)[1], large)
 
 
+def test_a_save_that_waited_for_a_lost_process_does_not_blame_the_disk(tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    with Checkpointer(tmp_path, 1) as checkpointer:
+        monkeypatch.setattr(ocp.CheckpointManager, "save", lost)
+        with pytest.raises(CheckpointError, match="another process or a device is lost") as caught:
+            checkpointer.save(1, {"w": np.zeros(3)})
+    assert "free space" not in str(caught.value)
+
+
 def test_killed_save_leaves_the_older_checkpoint(tmp_path):
     program = f"""
         import os, signal
