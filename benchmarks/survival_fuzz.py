@@ -4,8 +4,8 @@
 
 Every loader reads files that start as sound ones and are then flipped, cut, spliced, or edited where they are JSON,
 archives or headers. An input counts as survived if it is read or refused by a `SemJaxError`; anything else, a file that
-takes more than 20 s of processor time and code that a file has run are failures. Prints one line a loader, and the peak
-of the memory.
+takes more than 20 s of processor time and code that a file has run are failures. Prints one line a loader, a line for
+each failure with the file that is kept of it, and the peak of the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import resource
 import shutil
 import signal
 import tempfile
+import traceback
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -347,12 +349,25 @@ def survive(loader: Loader, count: int, seed: int) -> Outcome:
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
-                failures.append(f"input {number} of seed {seed}: {type(error).__name__}: {error!s:.200}")
+                failures.append(f"{_kept(content)} at {_place(error)}: {type(error).__name__}: {error!s:.200}")
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
     finally:
         signal.signal(signal.SIGPROF, previous)
     return Outcome(results["read"], results["refused"], failures)
+
+
+def _kept(content: bytes) -> Path:
+    """Where a file lies that is to be looked at."""
+    path = Path(tempfile.gettempdir()) / f"sem-jax-fuzz-{zlib.crc32(content):08x}"
+    path.write_bytes(content)
+    return path
+
+
+def _place(error: BaseException) -> str:
+    """The line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _raise_hang(*_: object) -> None:
