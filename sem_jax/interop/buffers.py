@@ -27,7 +27,8 @@ def frequency_of(phase: np.ndarray) -> np.ndarray | None:
 
 def phase_of(frequency: np.ndarray, num_positions: int) -> np.ndarray:
     """[S, D] of frequencies [D]; the original, too, multiplies in their own precision."""
-    return np.arange(num_positions, dtype=frequency.dtype)[:, None] * frequency
+    with np.errstate(invalid="ignore"):  # 0·∞ in a file that is refused for it
+        return np.arange(num_positions, dtype=frequency.dtype)[:, None] * frequency
 
 
 def both_directions(edges: np.ndarray) -> np.ndarray:

@@ -150,9 +150,12 @@ class Monitor:
                 f"{self._way_back()}"
             )
         if metrics.consecutive >= self._config.optimizer.guard_max_consecutive:
+            # Within the streak the state has not changed: what its loss is on other data tells the two causes apart.
+            data = " (if `sem-jax evaluate` finds its loss finite, look at the data of these steps first)"
             raise TrainingDiverged(
                 f"step {step}: {int(metrics.consecutive)} bad steps in a row, the last one for this cause: {why}. "
                 f"{self._way_back()}, with a lower config.optimizer.learning_rate or config.optimizer.temperature = 0"
+                f"{data if reason == Reason.LOSS else ''}"
             )
 
     def _way_back(self) -> str:

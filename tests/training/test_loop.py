@@ -419,6 +419,7 @@ def test_too_many_bad_steps_end_the_run_with_step_cause_and_checkpoints(config, 
     assert "loss" in message
     assert str(checkpoint_folder(workdir)) in message
     assert "learning_rate" in message
+    assert "look at the data" in message
     with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
         assert checkpointer.latest_step() == 50
 
