@@ -6,13 +6,15 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from commands import run_module
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from small import TEXT, config, differing_leaves, quick_environment
 
 import sem_jax
@@ -354,32 +356,31 @@ def test_the_guess_from_the_size_of_the_file_refuses_no_real_model(changes):
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) > 2 * weights.count_weights(model)
 
 
-class FakeHub:
-    """Keeps what would be uploaded."""
+@pytest.fixture
+def hub():
+    """The library's own methods and signatures, without a network."""
+    return create_autospec(HfApi, instance=True)
 
-    def __init__(self, error=None):
-        self.error, self.made, self.files = error, [], {}
 
-    def create_repo(self, repo_id, *, private, exist_ok):
-        self.made.append((repo_id, private, exist_ok))
+def test_a_push_uploads_the_files_to_a_private_repository(exported, hub):
+    uploaded = {}
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
-        if self.error:
-            raise self.error
-        self.files = {name: (sharing.Path(folder_path) / name).read_bytes() for name in allow_patterns}
+    def upload_folder(*, repo_id, folder_path, allow_patterns, **_):
+        uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+        assert sorted(allow_patterns) == sorted(uploaded)
         return f"hub/{repo_id}"
 
-
-def test_a_push_uploads_the_files_to_a_private_repository(exported):
-    hub = FakeHub()
+    hub.upload_folder.side_effect = upload_folder
     assert push(exported, "someone/wave", hub) == "hub/someone/wave"
-    assert hub.made == [("someone/wave", True, True)]
-    assert hub.files == {name: (exported / name).read_bytes() for name in sharing.FILES}
+    hub.create_repo.assert_called_once_with("someone/wave", private=True, exist_ok=True)
+    assert uploaded == {name: (exported / name).read_bytes() for name in sharing.FILES}
 
 
-def test_a_push_that_fails_says_so_in_one_line_and_keeps_the_folder(exported):
+def test_a_push_that_fails_says_so_in_one_line_and_keeps_the_folder(exported, hub):
+    hub.create_repo.side_effect = ConnectionError("no route\nto host")
     with pytest.raises(DataError, match=r"someone/wave has not been uploaded \(ConnectionError: no route to host\)"):
-        push(exported, "someone/wave", FakeHub(ConnectionError("no route\nto host")))
+        push(exported, "someone/wave", hub)
+    assert sem_jax.load(exported).step == 0
 
 
 def test_a_push_without_the_library_names_the_extra(exported, monkeypatch):
