@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sem_jax.config.fields import MOST_STEPS, setting
 
 MOST_SEQUENCES = 2**20
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class TrainingConfig:
         unit="checkpoints",
         at_least=1,
         at_most=10_000,
+    )
+    trackers: str = setting(
+        "", f"experiment trackers that hear of the run, too, with commas: {', '.join(TRACKERS)}; empty: none"
     )
     overfit_batches: int = setting(
         0,

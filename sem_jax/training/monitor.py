@@ -24,6 +24,7 @@ from sem_jax.training.processes import all_or_none, gather, is_first
 from sem_jax.training.progress import LateMetrics, Progress, Throughput
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
+from sem_jax.training.trackers import Trackers
 
 _LONGEST_SAMPLE = 10_000  # characters of a line
 
@@ -40,7 +41,7 @@ class _Nowhere(io.StringIO):
 
 
 class Monitor:
-    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits.
+    """Brings a run's numbers to the terminal, metrics.jsonl and trackers, one step late: the device never waits.
 
     Attributes:
       owes_evaluation: whether an evaluation at the first step was due and never came; the same on all processes.
@@ -79,6 +80,7 @@ class Monitor:
         ):
             self._progress.note(f"warning: {warning}")
         self._page = LivePage(workdir, self._progress.note)
+        self._trackers = Trackers(config, workdir, start_step, self._progress.note) if is_first() else None
         self._late = LateMetrics()
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
@@ -98,6 +100,8 @@ class Monitor:
             if kind is None:
                 self._read(self._late.flush())
         finally:
+            if self._trackers is not None:
+                self._trackers.close()
             if self._writer is not None:
                 self._writer.close()
                 self._page.update(last=True)
@@ -167,8 +171,11 @@ class Monitor:
         return f"The last good checkpoint is {path}: delete the newer ones and start the run again"
 
     def _write(self, split: Split, step: int, **values: Any) -> None:
+        values["seconds"] = round(time.perf_counter() - self._start, 3)
         if self._writer is not None:
-            self._writer.write(split, step, **values, seconds=round(time.perf_counter() - self._start, 3))
+            self._writer.write(split, step, **values)
+        if self._trackers is not None:
+            self._trackers.log(split, step, values)
 
     def _report_training(self, step: int, metrics: StepMetrics) -> None:
         names = ["loss", "nll"] if metrics.distill is None else ["loss", "nll", "distill"]
