@@ -13,7 +13,7 @@ from sem_jax.data.files import write_atomically
 from sem_jax.training.sinks import SINKS, Sink, TrackedRun
 
 _ID = "tracking.id"  # names the run to trackers, so that a resumed one goes on with it
-_SPLITS = ("train", "validation", "sample")
+_SPLITS = ("train", "validation", "sample", "time")
 
 
 class Trackers:
