@@ -39,10 +39,6 @@ def _table(rows: list[Row]) -> Node:
     if not rows:
         return element("p", "No line of metrics tells where the time went.", class_="empty")
     head = element("tr", *(element("th", text) for text in ("what", "seconds", "share")))
-    body = [
-        element(
-            "tr", element("td", row.meaning), element("td", f"{row.seconds:,.1f}"), element("td", f"{row.share:.1%}")
-        )
-        for row in rows
-    ]
+    texts = [(row.meaning, f"{row.seconds:,.1f}", f"{row.share:.1%}") for row in rows]
+    body = [element("tr", *(element("td", text) for text in cells)) for cells in texts]
     return element("div", element("table", element("thead", head), element("tbody", *body)), class_="scroll")

@@ -62,9 +62,13 @@ def test_each_cause_gets_its_own_seconds_and_the_step_what_is_left(fake):
 def test_a_cause_ends_with_the_error_that_ends_it(fake):
     clock = Clock()
     clock.turn("step")
-    with pytest.raises(KeyError), clock.spending("save"):
+
+    def fail():
         fake.now += 2
         raise KeyError
+
+    with pytest.raises(KeyError), clock.spending("save"):
+        fail()
     fake.now += 1
     clock.turn("step")
     assert spent(clock) == {"save": 2, "step": 1}
