@@ -61,5 +61,5 @@ def test_a_trace_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path, fa
 
 @pytest.mark.parametrize("steps", ["10", "10:", "0:3", "15:10", "1:2:3", "a:b", "-1:3", "1:1001", "9" * 50 + ":1"])
 def test_what_is_no_range_of_steps_is_refused(steps):
-    with pytest.raises(ConfigError, match="config.training.profile = .* must be FIRST:LAST, such as 10:15"):
+    with pytest.raises(ConfigError, match=r"config.training.profile = .* must be FIRST:LAST, such as 10:15"):
         config(training__profile=steps)
