@@ -10,7 +10,7 @@ In a notebook:
 `import sem_jax` takes about a second, most of it for JAX, Flax and Orbax.
 """
 
-from sem_jax.api import convert, init, load, train
+from sem_jax.api import convert, export, init, load, train
 from sem_jax.config import Config, ConfigError, build, default
 from sem_jax.data import DataError
 from sem_jax.errors import SemJaxError
@@ -38,6 +38,7 @@ __all__ = [
     "build",
     "convert",
     "default",
+    "export",
     "init",
     "load",
     "train",

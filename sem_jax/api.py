@@ -26,10 +26,13 @@ from sem_jax.data.tokenizers import IdsTokenizer
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
 from sem_jax.modules.model import init_model, split_model
+from sem_jax.sharing.folder import load_folder, require_target, write_folder
 from sem_jax.training import loop
+from sem_jax.training.leaf_record import CheckpointError
+from sem_jax.training.metrics import FILE_NAME, read_metrics
 from sem_jax.training.retention import Choice
 from sem_jax.training.state import start_state
-from sem_jax.training.workdir import create_workdir, restore_run
+from sem_jax.training.workdir import create_workdir, data_fingerprint, exported, restore_run
 
 ConfigLike: TypeAlias = Mapping[str, Any] | ConfigDict | Config
 
@@ -79,21 +82,51 @@ def train(config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] =
 
 
 def load(workdir: str | Path, step: Choice = None, fallback: bool = False) -> LanguageModel:
-    """The model of a training run; its averaged parameters where the run keeps an average.
+    """The model of a training run or of an exported folder; its averaged parameters where the run keeps an average.
 
     >>> model = sem_jax.load(workdir)
     >>> text = model.generate("def ")
 
     Args:
-      workdir: of `train`, `convert` or `python -m sem_jax.train`.
+      workdir: of `train`, `convert`, `export` or `python -m sem_jax.train`.
       step: which checkpoint; None is the newest, "best" the one of the lowest validation loss.
       fallback: whether to take the newest older one that is intact in place of a damaged one; a warning says so.
 
     Raises:
       ConfigError, DataError, CheckpointError: the workdir is not one, or what it holds is damaged.
     """
+    if (record := exported(workdir)) is not None:
+        if step not in (None, record.step):
+            raise CheckpointError(f"{workdir} holds the model of step {record.step} alone; ask for no checkpoint")
+        return load_folder(workdir)
     run = restore_run(workdir, step, fallback)
     return LanguageModel(run.config, run.tokenizer, run.state.evaluated, run.step)
+
+
+def export(workdir: str | Path, to: str | Path, step: Choice = None, fallback: bool = False) -> Path:
+    """Writes the model of a training run as a folder to be given to others: docs/share.md.
+
+    >>> folder = sem_jax.export(workdir, workdir + "-shared")
+    >>> sem_jax.load(folder).step
+    2
+
+    Args:
+      workdir: as in `load`.
+      to: a new or an empty folder, or an older export, which is replaced.
+      step, fallback: as in `load`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ConfigError, DataError, CheckpointError, MetricsError: the workdir is not one, what it holds is damaged, or the
+        folder holds something else or cannot be written.
+    """
+    require_target(to)
+    model = load(workdir, step, fallback)
+    metrics = Path(workdir) / FILE_NAME
+    lines = read_metrics(metrics) if metrics.exists() else []
+    return write_folder(to, model, lines, data_fingerprint(workdir) or "")
 
 
 def convert(

@@ -24,7 +24,7 @@ from sem_jax.training.health import convergence_warnings
 from sem_jax.training.token_outputs import token_outputs
 from sem_jax.training.workdir import data_fingerprint, with_own_tokenizer
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, or an exported model.", required=True)
 _CHECKPOINT, _FALLBACK = checkpoint_flags()
 _TOKENS = flags.DEFINE_string("tokens", None, "Token ids [B, S] in a .npy file; without it, held-out text.")
 _TOKEN_FREQS = flags.DEFINE_string("token_freqs", None, "Token frequencies [V] in a .npy file, for the transport cost.")

@@ -10,7 +10,7 @@ from sem_jax.api import load
 from sem_jax.cli import checkpoint_flags, parse_flags, reporting_errors
 from sem_jax.inference.language_model import ContextMode
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, or an exported model.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; without it, the run's own.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "Tokens to draw at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0 takes the most probable token.")

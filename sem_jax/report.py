@@ -18,6 +18,7 @@ from sem_jax.data import DataError
 from sem_jax.data.files import write_atomically
 from sem_jax.reporting.page import FILE_NAME, write_page
 from sem_jax.reporting.runs import number
+from sem_jax.reporting.times import rows_of
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.workdir import open_workdir
 
@@ -60,6 +61,7 @@ def report(workdir: str | Path) -> str:
             *_skip_table(skips),
             *_validation_table(validation),
             "",
+            *_time_table([line for line in lines if line["split"] == "time"]),
         ]
     )
 
@@ -112,6 +114,11 @@ def _validation_table(validation: list[dict[str, Any]]) -> list[str]:
         return ["No evaluation has been made yet."]
     rows = [f"| {v['step']} | {number(v, 'nll'):.4f} | {number(v, 'bits_per_byte'):.4f} |" for v in validation]
     return ["| step | nats/token | bits/byte |", "|---|---|---|", *rows]
+
+
+def _time_table(times: list[dict[str, Any]]) -> list[str]:
+    rows = [f"| {row.meaning} | {row.seconds:,.1f} | {row.share:.1%} |" for row in rows_of(times)]
+    return ["| where the time went | seconds | share |", "|---|---|---|", *rows, ""] if rows else []
 
 
 def main(argv: list[str]) -> None:

@@ -43,6 +43,7 @@ def names(quick_compilation, tmp_path_factory):
         api.init,
         api.train,  # before `load`, which reads its run
         api.load,
+        api.export,
         sem_jax.LanguageModel.log_probs,
         sem_jax.LanguageModel.generate,
         sem_jax.LanguageModel.stream,

@@ -115,3 +115,17 @@ def test_folders_without_a_run_are_refused(workdir, tmp_path_factory):
         write_report(workdir)
     with pytest.raises(ConfigError, match="not the workdir of a run"):
         write_report(tmp_path_factory.mktemp("empty"))
+
+
+def test_the_last_line_of_the_time_is_a_table_with_the_largest_share_first(workdir):
+    write(workdir, [1.0])
+    assert "where the time went" not in write_report(workdir)
+    with MetricsWriter(workdir) as writer:
+        writer.write("time", 10, step_s=1.0, save_s=2.0)
+        writer.write("time", 20, step_s=60.0, save_s=1500.0, data_s=0.0, evaluation_s=40.0, lost_s=math.nan)
+    rows = [line for line in write_report(workdir).splitlines() if line.startswith("| ")]
+    assert rows[-3:] == [
+        "| saving checkpoints | 1,500.0 | 93.8% |",
+        "| training steps | 60.0 | 3.8% |",
+        "| evaluations and samples | 40.0 | 2.5% |",
+    ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from sem_jax.config.fields import MOST_STEPS, setting
+from sem_jax.config.fields import MOST_STEPS, ConfigError, setting, shown
 
 MOST_SEQUENCES = 2**20
+_LONGEST_PROFILE = 1000  # steps; a trace is kept in memory until it ends
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class TrainingConfig:
         at_least=1,
         at_most=10_000,
     )
+    trackers: str = setting(
+        "", f"experiment trackers that hear of the run, too, with commas: {', '.join(TRACKERS)}; empty: none"
+    )
+    profile: str = setting(
+        "", "steps whose trace goes into the workdir, for xprof and Perfetto, as FIRST:LAST, such as 10:15; empty: none"
+    )
     overfit_batches: int = setting(
         0,
         "train on the first so many batches over and over, a check that learning works; 0: on all",
@@ -74,3 +83,24 @@ class TrainingConfig:
         below=1,
     )
     distill_temperature: float = setting(1.5, "softens teacher and student alike", at_least=0.01, at_most=1000)
+
+
+def profiled_steps(text: str) -> tuple[int, int] | None:
+    """The first and the last step of `TrainingConfig.profile`; None where it is empty.
+
+    >>> profiled_steps("10:15")
+    (10, 15)
+
+    Raises:
+      ConfigError: it is of another form, or too long for a trace.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last < first + _LONGEST_PROFILE:
+        raise ConfigError(
+            f"config.training.profile = {shown(text)} must be FIRST:LAST, such as 10:15: at most {_LONGEST_PROFILE} "
+            "steps, counted from 1"
+        )
+    return first, last

@@ -18,6 +18,7 @@ from sem_jax.reporting.figures import COLOURS, learning, optimizer, propagators,
 from sem_jax.reporting.runs import Run, number, read_runs
 from sem_jax.reporting.settings import settings_section
 from sem_jax.reporting.skips import Skips, skips_of
+from sem_jax.reporting.times import times_section
 
 FILE_NAME = "report.html"
 _POSITIONS = ("steps", "tokens", "seconds")
@@ -68,6 +69,7 @@ def page(runs: Sequence[Run], live: bool = False) -> str:
             _section("Propagators", *_lead(runs, "health"), _grid(propagators(runs), runs)),
             _section("Wave", *_lead(runs, "validation"), _grid(waves(runs), runs)),
             _section("Samples", *[node for run in runs for node in _samples(run, len(runs) > 1)]),
+            _section("Time", *times_section(runs)),
             _section("Configuration", *settings_section(runs)),
             element("footer", f"Written by sem_jax, {_now()}."),
         ),

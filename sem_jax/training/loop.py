@@ -15,11 +15,13 @@ from sem_jax.data import Dataset, Prefetch, open_dataset
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import count_parameters
 from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.clock import Clock
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.monitor import Monitor
 from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
+from sem_jax.training.profile import Profile
 from sem_jax.training.state import TrainState, batch_number, init_state
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
@@ -62,6 +64,7 @@ def train(
       TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
     """
     training, echo = config.training, echo if is_first() else _say_nothing
+    clock = Clock()
     with all_or_none():
         dataset = open_dataset(config.data, training.seed, training.global_batch)
         config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
@@ -69,6 +72,7 @@ def train(
     layout = make_layout(config)
     state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
     with contextlib.ExitStack() as stack:
+        stack.enter_context(clock)
         with all_or_none():
             if is_first():
                 stack.enter_context(locked_workdir(workdir))
@@ -86,7 +90,8 @@ def train(
         )
         start = 0
         if checkpointer.latest_step() is not None:
-            start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
+            with clock.spending("restore"):
+                start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
             for damaged, what in checkpointer.passed_over.items():
                 echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
             echo(f"resuming from step {start}")
@@ -96,35 +101,41 @@ def train(
         if jax.device_count() > 1:
             echo(f"{layout.mesh.size} of {jax.device_count()} devices in {jax.process_count()} processes, {layout}")
         interrupted = stack.enter_context(interruptible(echo, unread))
-        report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer))
+        report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer, clock))
+        profile = stack.enter_context(Profile(training.profile if is_first() else "", workdir, start, report.note))
         numbers = (batch_number(training, step) for step in range(start, training.max_steps))
         batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))
         stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
         def evaluate_and_sample(step: int, state: TrainState) -> None:
-            with report.paused():
+            with report.paused("evaluation"):
                 report.evaluation(step, evaluate(state.evaluated))
                 sampler.parts = layout.here(state.evaluated)
                 if is_first():
                     report.sample(step, sampler.generate(config.sampling.prompt))
 
         step = start
+        clock.turn("step")
         if report.owes_evaluation:
             evaluate_and_sample(step, state)
-        for step, batch in enumerate(batches, start=start + 1):
-            state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
+        for step, batch in enumerate(clock.waiting(batches, "data"), start=start + 1):
+            profile.before(step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
+            profile.after(step, state)
             report.step(step, metrics)
             checkpointer.check()
             last = interrupted(step) or step == training.max_steps
             # Saved first: what follows may fail, and a stop may leave little time.
             if step % training.checkpoint_every == 0 or last:
-                with report.paused():
+                with report.paused("save"):
                     _save(checkpointer, evaluate, step, state, last, echo)
             if step % training.eval_every == 0 or last:
                 evaluate_and_sample(step, state)
             if last:
                 break
-        checkpointer.wait()  # while signals still only ask
+        with clock.spending("save"):
+            checkpointer.wait()  # while signals still only ask
     return TrainResult(step, step >= training.max_steps, report.validation)
 
 

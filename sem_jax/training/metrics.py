@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
-Split = Literal["train", "validation", "skip", "health", "sample"]
+Split = Literal["train", "validation", "skip", "health", "sample", "time"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 _CHECKSUM = ', "crc": '
@@ -39,6 +39,8 @@ class MetricsWriter:
       last_step: of the lines that the file held when it was opened; 0 if there was none.
       losses: nats a token of each validation that it told of, by step; NaN where they were not finite.
       seconds: that the run had taken by the last line that was kept; 0 where none tells.
+      lost_seconds: from there to the last line that was dropped.
+      spent: values of the last line of the split "time" that was kept; empty if there was none.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int = 0):
@@ -66,6 +68,8 @@ class MetricsWriter:
         self.losses = _losses(told)
         self.last_step = max((values["step"] for values in told), default=0)
         self.seconds = max(map(_seconds, told), default=0.0)
+        self.lost_seconds = max((_seconds(values) for _, values in lines), default=0.0) - self.seconds
+        self.spent: dict[str, Any] = next((values for values in reversed(told) if values["split"] == "time"), {})
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -78,7 +82,7 @@ class MetricsWriter:
 
         Args:
           split: what the values were measured on; "skip" tells of a step that the guard refused, "health" of the
-            propagators layer by layer, "sample" what the model has written.
+            propagators layer by layer, "sample" what the model has written, "time" where the time of the run went.
           step: training steps taken so far.
           **values: by name; numbers, arrays of one number, lists of numbers, or text.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason, leaf_names
 from sem_jax.reporting.live import LivePage
 from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.clock import Clock, describe, seconds_in, values_of
 from sem_jax.training.evaluation import Evaluation
 from sem_jax.training.health import chance_warning, convergence_warnings, describe_skip
 from sem_jax.training.metrics import MetricsWriter, Split, bits_per_byte, gap_warning
@@ -24,6 +26,7 @@ from sem_jax.training.processes import all_or_none, gather, is_first
 from sem_jax.training.progress import LateMetrics, Progress, Throughput
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
+from sem_jax.training.trackers import Trackers
 
 _LONGEST_SAMPLE = 10_000  # characters of a line
 
@@ -40,7 +43,7 @@ class _Nowhere(io.StringIO):
 
 
 class Monitor:
-    """Brings a run's numbers to the terminal and to metrics.jsonl, one step late, so that the device never waits.
+    """Brings a run's numbers to the terminal, metrics.jsonl and trackers, one step late: the device never waits.
 
     Attributes:
       owes_evaluation: whether an evaluation at the first step was due and never came; the same on all processes.
@@ -55,6 +58,7 @@ class Monitor:
         start_step: int,
         state: TrainState,
         checkpoints: Checkpointer,
+        clock: Clock | None = None,
     ):
         """Opens metrics.jsonl; processes other than the first neither write nor print.
 
@@ -66,6 +70,7 @@ class Monitor:
           state: of the run; only its structure is read.
           checkpoints: of the run, which learn the losses of its validations; the last good one is named where the run
             has to end.
+          clock: of this process; None: a new one.
         """
         self._config = config
         self._bytes_per_token = dataset.bytes_per_token
@@ -79,7 +84,12 @@ class Monitor:
         ):
             self._progress.note(f"warning: {warning}")
         self._page = LivePage(workdir, self._progress.note)
+        self._trackers = Trackers(config, workdir, start_step, self._progress.note) if is_first() else None
         self._late = LateMetrics()
+        self._clock = clock or Clock()
+        self._start_step = self._last_step = start_step
+        if self._writer is not None:
+            self._clock.add(seconds_in(self._writer.spent) | {"lost": self._writer.lost_seconds})
         self._throughput = Throughput()
         self._tokens_per_step = config.training.global_batch * config.data.seq_length
         self._recent: list[StepMetrics] = []
@@ -97,21 +107,38 @@ class Monitor:
         try:
             if kind is None:
                 self._read(self._late.flush())
+                if self._last_step > self._start_step:
+                    self._clock.turn("step")
+                    self._progress.note(describe(self._clock.seconds))
         finally:
+            if self._trackers is not None:
+                self._trackers.close()
             if self._writer is not None:
                 self._writer.close()
                 self._page.update(last=True)
             self._progress.close()
 
+    def note(self, text: str) -> None:
+        """Prints a line of its own."""
+        self._progress.note(text)
+
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""
+        self._last_step = step
         self._read(self._late.push(step, metrics))
         self._throughput.step(self._tokens_per_step)
 
-    def paused(self) -> contextlib.AbstractContextManager:
-        """A context whose time does not count as training, after the last step has been reported."""
+    @contextlib.contextmanager
+    def paused(self, cause: str) -> Iterator[None]:
+        """A context whose time does not count as training, after the last step has been reported.
+
+        Args:
+          cause: what its time is spent on, one of `sem_jax.training.clock.CAUSES`.
+        """
         self._read(self._late.flush())
-        return self._throughput.pause()
+        with self._throughput.pause(), self._clock.spending(cause):
+            yield
+        self._write("time", self._last_step, **values_of(self._clock.seconds))
 
     def _read(self, late: tuple[int, StepMetrics] | None) -> None:
         if late is None:
@@ -170,8 +197,11 @@ class Monitor:
         return f"The last good checkpoint is {path}: delete the newer ones and start the run again"
 
     def _write(self, split: Split, step: int, **values: Any) -> None:
+        values["seconds"] = round(time.perf_counter() - self._start, 3)
         if self._writer is not None:
-            self._writer.write(split, step, **values, seconds=round(time.perf_counter() - self._start, 3))
+            self._writer.write(split, step, **values)
+        if self._trackers is not None:
+            self._trackers.log(split, step, values)
 
     def _report_training(self, step: int, metrics: StepMetrics) -> None:
         names = ["loss", "nll"] if metrics.distill is None else ["loss", "nll", "distill"]

@@ -24,6 +24,7 @@ from sem_jax.training.state import TrainState, abstract_state
 
 _log = logging.getLogger(__name__)
 _RECORDED = {"config", "data_fingerprint", "tokenizer"}
+_RECORDED_OF_EXPORTS = {"step", "weights", "card"}  # as `sem_jax.sharing.folder` writes them
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
 _FIXED_FIELDS = ("training.seed", "training.global_batch")
@@ -52,6 +53,8 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
     folder = Path(workdir)
     changes: list[str] = []
     _require_record_of_checkpoints(folder)
+    if (folder / "model.safetensors").exists() and not _has_checkpoints(folder):
+        _require_no_export(folder)
     if _has_checkpoints(folder):
         record = _read_record(folder)
         changes = _changes(dataclasses.asdict(build(record["config"])), dataclasses.asdict(config))
@@ -71,7 +74,7 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
             )
     make_folder(folder)
     dataset.tokenizer.save(folder / "tokenizer.json")
-    _write_record(folder, config, dataset.fingerprint)
+    write_record(folder, config, dataset.fingerprint)
     return changes
 
 
@@ -106,6 +109,14 @@ def locked_workdir(workdir: str | Path) -> Iterator[None]:
 
 def _has_checkpoints(folder: Path) -> bool:
     return any(path.name.isdecimal() for path in checkpoint_folder(folder).glob("[0-9]*"))
+
+
+def _require_no_export(folder: Path) -> None:
+    if exported(folder) is not None:
+        raise ConfigError(
+            f"{folder} is an exported model, which holds neither checkpoints nor the state of an optimizer; give "
+            "--workdir the folder of a run"
+        )
 
 
 def _require_record_of_checkpoints(folder: Path) -> None:
@@ -158,7 +169,7 @@ def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, st
         tokenizer.save(partial / "tokenizer.json")
         with Checkpointer(checkpoint_folder(partial), config.training.keep_checkpoints) as checkpointer:
             checkpointer.save(0, state)
-        _write_record(partial, config, _NO_DATA)
+        write_record(partial, config, _NO_DATA)
         os.replace(partial, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror}; choose a place that can be written to") from error
@@ -215,6 +226,24 @@ def open_workdir(workdir: str | Path) -> tuple[Config, Tokenizer]:
     return config, tokenizer
 
 
+class Exported(NamedTuple):
+    """What the record of an exported model tells besides its configuration."""
+
+    step: int  # of training, behind the weights
+    weights: str | None  # digest of model.safetensors
+    card: str | None  # digest of README.md
+
+
+def exported(workdir: str | Path) -> Exported | None:
+    """What an exported model records of itself; None for the workdir of a run.
+
+    Raises:
+      ConfigError: the folder is neither, or its configuration is damaged.
+    """
+    record = _read_record(Path(workdir))
+    return Exported(record["step"], record.get("weights"), record.get("card")) if "step" in record else None
+
+
 class Run(NamedTuple):
     """A run at one of its checkpoints."""
 
@@ -236,6 +265,7 @@ def restore_run(workdir: str | Path, step: Choice = None, fallback: bool = False
       ConfigError, DataError, CheckpointError, MetricsError: the workdir is not one, or what it holds is damaged.
     """
     config, tokenizer = open_workdir(workdir)
+    _require_no_export(Path(workdir))
     with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
         if step == "best":
             checkpointer.losses |= validation_losses(workdir)
@@ -249,13 +279,16 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         record = unsealed(parse_json(read_text(path, _LARGEST_RECORD)))
-        if unknown := record.keys() - _RECORDED:
+        if unknown := record.keys() - _RECORDED - _RECORDED_OF_EXPORTS:
             raise KeyError(*sorted(unknown))
         if not isinstance(record["config"], dict) or not isinstance(record["data_fingerprint"], str):
             raise KeyError("config")
+        if not isinstance(record.get("step", 0), int) or not 0 <= record.get("step", 0) < 2**31:
+            raise KeyError("step")
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            f"{path} does not exist, so {folder} is not the workdir of a run; make one with python -m sem_jax.train"
+            f"{path} does not exist, so {folder} is not the workdir of a run or an exported model; make one with "
+            "python -m sem_jax.train"
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check that you may read it") from error
@@ -267,11 +300,13 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record | {"config": upgrade(record["config"])}
 
 
-def _write_record(folder: Path, config: Config, data_fingerprint: str) -> None:
+def write_record(folder: Path, config: Config, data_fingerprint: str, **of_export: int | str) -> None:
+    """Writes config.json; `of_export` are the values of `Exported`."""
     record = {
         "config": json.loads(json.dumps(dataclasses.asdict(config))),  # as it will be read: JSON knows no tuples
         "data_fingerprint": data_fingerprint,
         "tokenizer": content_digest(folder / "tokenizer.json"),
+        **of_export,
     }
     write_atomically(folder / "config.json", json.dumps(sealed(record), indent=2) + "\n")
 

@@ -357,3 +357,11 @@ def test_a_live_page_says_so_and_a_written_one_does_not(tmp_path):
         (body,) = [a for tag, a in Parsed(output.read_text(encoding="utf-8")).tags if tag == "body"]
         assert ("data-live" in body) == is_live
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_page_tells_where_the_time_went(tmp_path):
+    time = ("time", 10, {"step_s": 30.0, "compile_s": 10.0})
+    told = Parsed(page(read_runs([make_workdir(tmp_path / "told", *train_lines([2.0]), time)]))).text
+    assert "training steps30.075.0%tracing and compiling10.025.0%" in "".join(told.split("\n"))
+    silent = page(read_runs([make_workdir(tmp_path / "silent", *train_lines([2.0]))]))
+    assert "No line of metrics tells where the time went." in silent

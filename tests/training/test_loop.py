@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import gzip
 import io
+import itertools
 import json
 import math
 import shutil
@@ -18,7 +20,7 @@ from sem_jax.config import ConfigError
 from sem_jax.data import DataError, open_dataset
 from sem_jax.modules.propagator import PropagatorStats
 from sem_jax.optim import Reason
-from sem_jax.training import loop
+from sem_jax.training import evaluation, loop
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.loop import train
 from sem_jax.training.metrics import read_metrics
@@ -80,7 +82,11 @@ def final_state(workdir):
 
 def repeatable(lines):
     """Lines without the values that no run repeats."""
-    return [{name: value for name, value in line.items() if name not in ("tokens_per_s", "seconds")} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in ("tokens_per_s", "seconds")}
+        for line in lines
+        if line["split"] != "time"
+    ]
 
 
 class Unread:
@@ -103,7 +109,19 @@ class Unread:
         return bool(self.__array__())
 
 
-def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, workdir):
+def with_training(config, monkeypatch, **changes):
+    """The configuration with fields of `training` that no program depends on; its programs are those of before."""
+    for module, name in ((loop, "init_state"), (loop, "make_train_step"), (evaluation, "make_eval_step")):
+        make = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda seen, make=make: make(dataclasses.replace(seen, training=config.training))
+        )
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
+
+
+def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, workdir, monkeypatch):
+    """Not even under a profile and with a tracker."""
+    config = with_training(config, monkeypatch, profile="13:14", trackers="tensorboard")
     training = config.training
     dispatched = 0
 
@@ -126,6 +144,11 @@ def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, 
     train(config, workdir, make_step=make_step)
     lines = [line["step"] for line in metrics_of(workdir) if line["split"] == "train"]
     assert lines == list(range(training.log_every, STEPS + 1, training.log_every))
+    (trace,) = (workdir / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
+    assert steps == {"13", "14"}
+    assert [path.name[:20] for path in (workdir / "tensorboard").iterdir()] == ["events.out.tfevents."]
 
 
 def test_a_skipped_step_does_not_hide_the_loss_of_its_neighbours(config, workdir):
@@ -263,9 +286,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(config, workdir, uninterrup
     assert "resuming from step 120" in said
     assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
     # The evaluation at the interruption is the one thing more that this run has told.
-    evaluated = [("validation", 120), ("sample", 120)]
+    evaluated = [("validation", 120), ("sample", 120), ("time", 120)]
     lines = [line for line in metrics_of(workdir) if (line["split"], line["step"]) not in evaluated]
-    assert len(lines) == len(metrics_of(workdir)) - 2
+    assert len(lines) == len(metrics_of(workdir)) - 4  # the time once after the save, once after the sample
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)  # the second process goes on where the first one ended
     assert repeatable(lines) == repeatable(metrics_of(uninterrupted))
@@ -282,7 +305,9 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
         patch.setattr(Monitor, "step", at_step(183, crash))
         with pytest.raises(OSError, match="the machine is gone"):
             train(config, workdir)
-    assert metrics_of(workdir)[-1]["step"] == 180
+    told = metrics_of(workdir)
+    assert told[-1]["step"] == 180
+    lost = told[-1]["seconds"] - max(line["seconds"] for line in told if line["step"] <= 150)
     pages.append((workdir / "report.html").read_text(encoding="utf-8"))
     assert ["training, step 100 of 200" in pages[0], 'data-live="yes"' in pages[0]] == [True, True]
     assert ["step 180 of 200" in pages[1], 'data-live="yes"' in pages[1]] == [True, False]
@@ -291,6 +316,12 @@ def test_a_crashed_run_goes_on_from_its_checkpoint_to_the_same_bits(config, work
     assert "resuming from step 150" in said
     assert differing_leaves(final_state(uninterrupted), final_state(workdir)) == []
     assert repeatable(metrics_of(workdir)) == repeatable(metrics_of(uninterrupted))
+    times = [[line for line in metrics_of(run) if line["split"] == "time"] for run in (workdir, uninterrupted)]
+    assert [line["step"] for line in times[0]] == [line["step"] for line in times[1]] == [50, 100, 100, 150, 200, 200]
+    assert (times[0][-1]["lost_s"], times[1][-1]["lost_s"]) == (pytest.approx(lost, abs=2e-3), 0)
+    assert times[0][-1]["restore_s"] > 0 == times[1][-1]["restore_s"]
+    for before, after in itertools.pairwise(times[0]):  # the second process adds to what the first one has spent
+        assert all(after[name] >= before[name] for name in after if name.endswith("_s"))
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_only_when_asked(config, workdir, uninterrupted, caplog):
