@@ -10,7 +10,19 @@ import pytest
 import sem_jax
 
 PACKAGE = pathlib.Path(sem_jax.__file__).parent
-COMMANDS = {"train", "evaluate", "generate", "convert", "diagnose", "report", "cli", "api", "tokenizer", "__main__"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "generate",
+    "play",
+    "convert",
+    "diagnose",
+    "report",
+    "cli",
+    "api",
+    "tokenizer",
+    "__main__",
+}
 
 
 def name_of(path):
@@ -99,6 +111,7 @@ def test_the_reader_sees_every_form_of_import():
         (("interop",), {"core", "modules", "config", "data", "interop"}),
         (("reporting",), {"modules", "config", "data", "training", "reporting"}),
         (("inference",), {"core", "modules", "config", "data", "inference"}),
+        (("playground",), {"modules", "config", "data", "inference", "playground"}),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )

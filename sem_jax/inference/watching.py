@@ -61,28 +61,38 @@ class Watcher:
         prepared = self._decoder.prepare(parts)
         texts = self._decoder.prefill(parts, prompts, keys, context_length)
         for _ in range(max_tokens):
-            texts, moment = self._next(parts, prepared, texts, options, jnp.int32(context_length or 0))
-            token, ended, probability, chance, *arrays = jax.device_get(moment)
-            yield Moment(int(token), bool(ended), float(probability), float(chance), *arrays)
-            if ended:
+            texts, found = self._next(parts, prepared, texts, options, jnp.int32(context_length or 0))
+            values = jax.device_get(found)
+            moment = Moment(**{name: value if value.ndim else value.item() for name, value in values.items()})
+            yield moment
+            if moment.ended:
                 return
 
     def _next_moment(
         self, parts: ModelParts, prepared: Prepared, texts: Text, options: SamplingOptions, context_length: Array
-    ) -> tuple[Text, Moment]:
+    ) -> tuple[Text, dict[str, Array]]:
+        """The text after one token, and the fields of its `Moment`."""
         model = parts.merge()
 
-        def draw(text: Text) -> tuple[Text, Moment]:
+        def draw(text: Text) -> tuple[Text, dict[str, Array]]:
             text, drawn = self._decoder.next_token(model, prepared, text, options, context_length, _Waves())
             log_probs, likeliest = jax.lax.top_k(drawn.log_probs, min(LIKELIEST, len(drawn.log_probs)))
             chances = jax.nn.softmax(drawn.logits)
-            own = jnp.exp(drawn.log_probs[drawn.token])
             before, after = _around(model, drawn.seen)
-            moment = (drawn.token, text.ended, own, chances[drawn.token], likeliest, jnp.exp(log_probs))
-            return text, Moment(*moment, chances[likeliest], before, after)
+            return text, {
+                "token": drawn.token,
+                "ended": text.ended,
+                "probability": jnp.exp(drawn.log_probs[drawn.token]),
+                "chance": chances[drawn.token],
+                "likeliest": likeliest,
+                "probabilities": jnp.exp(log_probs),
+                "chances": chances[likeliest],
+                "before": before,
+                "after": after,
+            }
 
-        texts, moment = jax.vmap(draw)(texts)
-        return texts, jax.tree.map(lambda x: x[0], moment)
+        texts, found = jax.vmap(draw)(texts)
+        return texts, jax.tree.map(lambda x: x[0], found)
 
 
 class _Waves(Observer):
