@@ -12,7 +12,7 @@ from sem_jax.cli import checkpoint_flags, parse_flags, reporting_errors
 from sem_jax.playground.server import PlayServer
 from sem_jax.playground.session import Session
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; two, with a comma between, side by side.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, or of two with a comma between.", required=True)
 _PORT = flags.DEFINE_integer("port", 8000, "Of the page, on this machine only; 0: any free one.", 0, 65535)
 _CHECKPOINT, _FALLBACK = checkpoint_flags()
 _MOST_MODELS = 2

@@ -91,6 +91,7 @@ class Browser:
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
     """A browser whose profile lies in a folder."""
+    assert CHROMIUM
     (their_in, commands), (answers, their_out) = os.pipe(), os.pipe()
     arguments = [
         CHROMIUM,
@@ -107,7 +108,9 @@ def browser(folder: Path) -> Iterator[Browser]:
     # The browser reads descriptor 3 and writes descriptor 4.
     script = f'exec "$@" 3<&{their_in} 4>&{their_out}'
     process = subprocess.Popen(
-        ["bash", "-c", script, "browser", *map(str, arguments)], pass_fds=(their_in, their_out), stderr=subprocess.DEVNULL
+        ["bash", "-c", script, "browser", *map(str, arguments)],
+        pass_fds=(their_in, their_out),
+        stderr=subprocess.DEVNULL,
     )
     os.close(their_in)
     os.close(their_out)

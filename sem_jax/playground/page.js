@@ -1,8 +1,9 @@
-import { drawHistory, drawLegend, drawProfile, peak, unpack } from "/wave.js";
+import { drawHistory, drawLegend, drawProfile, rootMeanSquare, unpack } from "/wave.js";
 
 const FIELDS = ["max_tokens", "temperature", "top_k", "top_p", "seed"];
 const BARS = 15;
-const ROWS = 24; // of the history of a layer
+const ROWS = 16; // of the history of a layer
+const BRIGHTEST = 2; // times the root mean square of a layer
 const get = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -48,7 +49,7 @@ class Panel {
     const sides = ["before", "after"].map((side) => {
       const figure = make("figure");
       const [profile, history] = [make("canvas", "profile"), make("canvas", "history")];
-      [profile.height, history.height] = [40, ROWS];
+      [profile.height, history.height] = [48, ROWS];
       profile.setAttribute("role", "img");
       profile.setAttribute("aria-label", `the wave ${side} the ${this.about.kind} of layer ${layer}`);
       history.setAttribute("aria-hidden", "true");
@@ -56,6 +57,13 @@ class Panel {
       row.append(figure);
       return { side, profile, history, shown: null };
     });
+    if (layer === this.about.layers - 1) {
+      for (const figure of row.querySelectorAll("figure")) {
+        const axis = make("p", "axis");
+        axis.append(make("span", "", "channel 0"), make("span", "", `${this.about.channels - 1}`));
+        figure.append(axis);
+      }
+    }
     this.find(".layers").append(row);
     return { sides, scale: 0 };
   }
@@ -107,7 +115,7 @@ class Panel {
     moment.span = make("span", "token", line.text);
     moment.span.dataset.index = this.moments.length;
     this.moments.push(moment);
-    this.layers.forEach((layer, i) => { layer.scale = Math.max(layer.scale, peak(moment.before[i]), peak(moment.after[i])); });
+    this.layers.forEach((layer, i) => { layer.scale = Math.max(layer.scale, BRIGHTEST * rootMeanSquare(moment.after[i])); });
     const low = this.text.scrollHeight - this.text.scrollTop - this.text.clientHeight < 40;
     this.text.append(moment.span);
     if (low) this.text.scrollTop = this.text.scrollHeight;
@@ -147,7 +155,7 @@ class Panel {
       this.paintBars(moment);
       const waves = this.moments.slice(Math.max(this.now + 1 - ROWS, 0), this.now + 1).reverse();
       this.layers.forEach(({ sides, scale }, i) => {
-        for (const { side, history } of sides) drawHistory(history, waves.map((m) => m[side][i]), scale);
+        for (const { side, history } of sides) drawHistory(history, waves.map((m) => m[side][i]), scale || 1);
       });
       this.painted = moment;
     }
@@ -174,7 +182,7 @@ class Panel {
       return row;
     });
     this.find(".bars").replaceChildren(...rows);
-    this.find(".lead").textContent = `token ${this.now + 1}, drawn: ${visible(moment.label, moment.token)}`;
+    this.find(".lead").textContent = `token ${this.now + 1} of ${this.moments.length}`;
   }
 }
 

@@ -18,7 +18,7 @@ const WHEEL = Float32Array.from({ length: HUES * 3 }, (_, i) => {
   return Math.min(Math.max(rgb[i % 3], 0), 1);
 });
 const GAMMA = Uint8ClampedArray.from({ length: 1025 }, (_, i) => 255 * (i / 1024) ** (1 / 2.2));
-const SHARPNESS = 1.4; // of brightness in linear light
+const SHARPNESS = 1.1; // of brightness in linear light
 
 function colour(data, at, re, im, scale) {
   const amplitude = Math.min(Math.hypot(re, im) / scale, 1);
@@ -37,11 +37,9 @@ export function unpack({ largest, parts }) {
     Float32Array.from({ length: width }, (_, i) => (unit / 32767) * view.getInt16(2 * (layer * width + i), true)));
 }
 
-/** The largest amplitude of a wave (re, im, ...). */
-export function peak(wave) {
-  let found = 0;
-  for (let i = 0; i < wave.length; i += 2) found = Math.max(found, wave[i] ** 2 + wave[i + 1] ** 2);
-  return Math.sqrt(found);
+/** Root mean square of the amplitudes of a wave (re, im, ...). */
+export function rootMeanSquare(wave) {
+  return Math.sqrt((2 * wave.reduce((sum, part) => sum + part * part, 0)) / wave.length);
 }
 
 /** One wave as a profile: a column for each channel, as high as its amplitude. */
