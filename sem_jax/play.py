@@ -9,6 +9,7 @@ from absl import app, flags
 
 from sem_jax.api import load
 from sem_jax.cli import checkpoint_flags, parse_flags, reporting_errors
+from sem_jax.config import ConfigError
 from sem_jax.playground.server import PlayServer
 from sem_jax.playground.session import Session
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
     del argv
     workdirs = [folder for folder in _WORKDIR.value.split(",") if folder]
     if not 1 <= len(workdirs) <= _MOST_MODELS:
-        raise app.UsageError(f"--workdir names {len(workdirs)} folders; give one or two")
+        raise ConfigError(f"--workdir names {len(workdirs)} folders; give one or two")
     server = PlayServer(_PORT.value)
     try:
         for workdir in workdirs:
