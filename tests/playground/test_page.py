@@ -96,7 +96,7 @@ def test_a_prompt_goes_in_and_text_and_colours_come_out(playing, tmp_path):
 
         # What the server refuses is told, and a long text can be stopped.
         page.value("document.querySelector('#prompt').value = 'unknown'; document.querySelector('#write').click()")
-        assert "character 'u'" in page.until("document.querySelector('#problem').textContent")
+        assert "character 'k'" in page.until("document.querySelector('#problem').textContent")
         page.until(READY)
         assert [e for e in page.complaints if "400 (Bad Request)" not in e] == []
         page.complaints.clear()
