@@ -1,7 +1,7 @@
 import { drawHistory, drawLegend, drawProfile, rootMeanSquare, unpack } from "/wave.js";
 
 const FIELDS = ["max_tokens", "temperature", "top_k", "top_p", "seed"];
-const BARS = 15;
+const BARS = 20;
 const ROWS = 16; // of the history of a layer
 const BRIGHTEST = 2; // times the root mean square of a layer
 const get = (id) => document.getElementById(id);
