@@ -10,10 +10,10 @@ import sys
 COMMANDS = {
     "train": "train a model, or go on with a run",
     "generate": "continue a text",
-    "play": "a local page: write with a model, or two, and see the wave",
     "evaluate": "measure a model on held-out text, or on given tokens",
     "diagnose": "examine a model part by part and name suspects",
     "report": "what a run has achieved",
+    "play": "a local page: write with a model, or two, and see the wave",
     "convert": "a state dict of the PyTorch original to a run, or back",
     "tokenizer": "train a tokenizer and save it",
 }
