@@ -131,12 +131,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._stream(lines)
 
     def _stream(self, lines: Iterator[dict[str, Any]]) -> None:
-        """Sends lines as chunks until they end, the client goes or the server stops."""
+        """Sends lines as chunks until they end or the server stops; to a client that has gone nothing can be sent."""
         self._start(HTTPStatus.OK, "application/x-ndjson", {"Transfer-Encoding": "chunked"})
         try:
             for line in lines:
                 self._chunk(line)
-                if self.server.stopping.is_set() or self._is_gone():
+                if self.server.stopping.is_set():
                     return
         except OSError:
             raise

@@ -330,19 +330,24 @@ def test_a_wave_that_is_not_finite_or_zero_can_be_sent():
 
 
 def test_a_crowd_waits_in_a_short_queue_and_whoever_leaves_is_forgotten(server, endless):
-    request = head(server, Content_Length=12) + b'{"model": 1}'
-    crowd = [connect(server) for _ in range(1 + turns.MOST_WAITING)]
-    for connection in crowd:
+    request, places = head(server, Content_Length=12) + b'{"model": 1}', endless.turns._places
+    first, *waiting = [connect(server) for _ in range(1 + turns.MOST_WAITING)]
+    first.sendall(request)
+    until(lambda: endless.running == 1)
+    for connection in waiting:
         connection.sendall(request)
-    until(lambda: endless.running == 1 and not endless.turns._places._value)
+    until(lambda: places._value == 0)
     answer = generate(server, {"model": 1})
     assert answer[0] == 503
     assert int(answer[1]["retry-after"]) > 0
     assert "try again" in error_of(answer)
     assert generate(server, {"prompt": "the", "max_tokens": 1})[0] == 200  # the other model is free
-    for connection in crowd:
+    waiting[0].close()
+    until(lambda: places._value == 1)  # while the first is still writing
+    assert endless.running == 1
+    for connection in (first, *waiting):
         connection.close()
-    until(lambda: endless.running == 0 and endless.turns._places._value == len(crowd))
+    until(lambda: endless.running == 0 and places._value == 1 + len(waiting))
     assert endless.most == 1
 
 
