@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure a model on held-out text, or on given tokens",
     "diagnose": "examine a model part by part and name suspects",
     "report": "what a run has achieved",
+    "play": "a local page: write with a model, or two, and see the wave",
     "export": "a model as a folder to share, or to upload",
     "convert": "a state dict of the PyTorch original to a run, or back",
     "tokenizer": "train a tokenizer and save it",

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate",
     "convert",
     "export",
+    "play",
     "diagnose",
     "report",
     "cli",
@@ -112,6 +113,7 @@ def test_the_reader_sees_every_form_of_import():
         (("reporting",), {"modules", "config", "data", "training", "reporting"}),
         (("sharing",), {"modules", "optim", "config", "data", "inference", "training", "sharing"}),
         (("inference",), {"core", "modules", "config", "data", "inference"}),
+        (("playground",), {"modules", "config", "data", "inference", "playground"}),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )

@@ -13,6 +13,7 @@ import pytest
 from small import TEXT, quick_environment
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ("html", "css", "js", "svg")
 SOURCES = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "sem_jax", "configs", "tests", "benchmarks")
 
 EXPERIMENT = """
@@ -62,6 +63,9 @@ def test_the_wheel_holds_the_package_with_its_types_and_nothing_else(wheel):
     assert "sem_jax/py.typed" in names
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sem_jax").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    pages = {path.relative_to(ROOT).as_posix() for kind in PAGES for path in (ROOT / "sem_jax").rglob(f"*.{kind}")}
+    assert "sem_jax/playground/page.html" in pages
+    assert pages <= set(names)
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"sem_jax"}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from sem_jax.modules.model import SEM, ModelParts, ModelState
+from sem_jax.modules.probe import Observer
 
 # Prompts are read in chunks of this length in parallel, and the rest token by token, so that prompts of every length
 # share two compiled programs.
@@ -48,8 +49,22 @@ class Text(NamedTuple):
     ended: Array  # whether the eos token has been drawn
 
 
+class Drawn(NamedTuple):
+    """A token, and what it was drawn from."""
+
+    token: Array  # scalar int32
+    log_probs: Array  # [V], of the model
+    logits: Array  # [V], whose softmax are the chances to be drawn; -inf: none
+    seen: dict[str, Any]  # `ForwardStats.seen` of the pass
+
+
 def sample(key: Array, log_probs: Array, options: SamplingOptions) -> Array:
-    """Draws tokens: [..., V] to [...].
+    """Draws tokens: [..., V] to [...]."""
+    return jax.random.categorical(key, sampling_logits(log_probs, options), axis=-1)
+
+
+def sampling_logits(log_probs: Array, options: SamplingOptions) -> Array:
+    """The logits [..., V] that tokens are drawn with; -inf: never.
 
     Temperature first, then top-k, then nucleus sampling (Holtzman et al., 2020), as is usual. The most probable token
     always remains.
@@ -64,8 +79,8 @@ def sample(key: Array, log_probs: Array, options: SamplingOptions) -> Array:
     inside = (before < options.top_p) & jnp.isfinite(kept)
     inside = inside.at[..., 0].set(True)
     threshold = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    drawn = jax.random.categorical(key, jnp.where(scaled >= threshold, scaled, -jnp.inf), axis=-1)
-    return jnp.where(temperature > 0, drawn, jnp.argmax(log_probs, axis=-1))
+    likeliest = jnp.arange(vocab_size) == jnp.argmax(log_probs, axis=-1, keepdims=True)
+    return jnp.where(jnp.where(temperature > 0, scaled >= threshold, likeliest), scaled, -jnp.inf)
 
 
 def reader_starts(length: int, context_length: int | None) -> list[int]:
@@ -197,12 +212,8 @@ class Decoder:
 
         def draw(carry: tuple[Array, Text, Array]) -> tuple[Array, Text, Array]:
             i, text, tokens = carry
-            log_probs, text = _read_token(model, prepared, text, context_length)
-            allowed = jnp.where(self._forbidden, -jnp.inf, log_probs)
-            token = sample(jax.random.fold_in(text.key, text.drawn), allowed, options).astype(jnp.int32)
-            ended = token == self._eos_id
-            text = text._replace(token=token, drawn=text.drawn + jnp.where(ended, 0, 1), ended=ended)
-            return i + 1, text, tokens.at[i].set(token)
+            text, drawn = self.next_token(model, prepared, text, options, context_length)
+            return i + 1, text, tokens.at[i].set(drawn.token)
 
         def draw_text(text: Text) -> tuple[Text, Array]:
             start = (jnp.int32(0), text, jnp.zeros(DRAW_CHUNK, jnp.int32))
@@ -210,6 +221,35 @@ class Decoder:
             return text, tokens
 
         return jax.vmap(draw_text)(texts)
+
+    def next_token(
+        self,
+        model: SEM,
+        prepared: Prepared,
+        text: Text,
+        options: SamplingOptions,
+        context_length: Array,
+        observer: Observer | None = None,
+    ) -> tuple[Text, Drawn]:
+        """Draws one token of one text that has not ended; to be compiled.
+
+        Args:
+          model, prepared: of one structure and its parameters.
+          text: without the leading axis of a batch.
+          options: how to draw.
+          context_length: as in `draw`, 0 for an unbounded one.
+          observer: looks at the pass; None: nobody does.
+
+        Returns:
+          (the text after it, what was drawn); what was seen is that of all readers, elder first.
+        """
+        log_probs, text, seen = _read_token(model, prepared, text, context_length, observer)
+        logits = sampling_logits(jnp.where(self._forbidden, -jnp.inf, log_probs), options)
+        key = jax.random.fold_in(text.key, text.drawn)
+        token = jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+        ended = token == self._eos_id
+        text = text._replace(token=token, drawn=text.drawn + jnp.where(ended, 0, 1), ended=ended)
+        return text, Drawn(token, log_probs, logits, seen)
 
 
 def _prepare(parts: ModelParts) -> Prepared:
@@ -252,8 +292,10 @@ def _read_rest(parts: ModelParts, states: ModelState, tokens: Array, counts: Arr
     return jax.vmap(jax.vmap(read))(states, tokens, counts)
 
 
-def _read_token(model: SEM, prepared: Prepared, text: Text, context_length: Array) -> tuple[Array, Text]:
-    """(log P of the next token [V], the text) after its last token has been read."""
+def _read_token(
+    model: SEM, prepared: Prepared, text: Text, context_length: Array, observer: Observer | None = None
+) -> tuple[Array, Text, dict[str, Any]]:
+    """(log P of the next token [V], the text, what the observer saw) after its last token has been read."""
     states, length = text.states, text.length
     bounded = jax.tree.leaves(states)[0].shape[0] == 2
     if bounded:
@@ -263,17 +305,19 @@ def _read_token(model: SEM, prepared: Prepared, text: Text, context_length: Arra
         full = length >= context_length
         states = _pair(_choose(full, younger, elder), _choose(full, fresh, younger))
         length = jnp.where(full, kept, length)
-    psi, states = jax.vmap(lambda state: _step(model, prepared, state, text.token))(states)
+    psi, states, seen = jax.vmap(lambda state: _step(model, prepared, state, text.token, observer))(states)
     if bounded:
         elder, younger = (jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in (0, 1))
         states = _pair(elder, _choose(length >= context_length - kept, younger, fresh))
-    return model.readout.log_probs(psi[0]), text._replace(states=states, length=length + 1)
+    return model.readout.log_probs(psi[0]), text._replace(states=states, length=length + 1), seen
 
 
-def _step(model: SEM, prepared: Prepared, state: ModelState, token: Array) -> tuple[Array, ModelState]:
-    """(ψ [D], state) of one reader after one token."""
-    psi, state, _ = model(token[None, None], state, prepared=prepared)
-    return psi[0, 0], state
+def _step(
+    model: SEM, prepared: Prepared, state: ModelState, token: Array, observer: Observer | None = None
+) -> tuple[Array, ModelState, dict[str, Any]]:
+    """(ψ [D], state, what the observer saw) of one reader after one token."""
+    psi, state, stats = model(token[None, None], state, prepared=prepared, observer=observer)
+    return psi[0, 0], state, stats.seen
 
 
 def _choose(condition: Array, first: ModelState, second: ModelState) -> ModelState:

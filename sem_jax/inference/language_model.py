@@ -14,6 +14,8 @@ from sem_jax.config import Config, ConfigError, SamplingConfig, build
 from sem_jax.data import DataError, Tokenizer
 from sem_jax.data.arrays import checked_tokens
 from sem_jax.inference.decoding import Decoder, SamplingOptions
+from sem_jax.inference.growing_text import GrowingText
+from sem_jax.inference.watching import Moment, Watcher
 from sem_jax.modules.model import ModelParts, count_parameters
 
 ContextMode: TypeAlias = Literal["restart", "unbounded"]
@@ -37,6 +39,7 @@ class LanguageModel:
         never_drawn = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id, tokenizer.boundary_id)
         forbidden = np.isin(np.arange(tokenizer.vocab_size), [i for i in never_drawn if i is not None])
         self._decoder = Decoder(forbidden, tokenizer.eos_id)
+        self._watcher = Watcher(self._decoder)
         self._log_probs = jax.jit(_all_log_probs)
 
     def __repr__(self) -> str:
@@ -172,14 +175,38 @@ class LanguageModel:
         Raises:
           DataError, ConfigError: as `generate` does.
         """
-        ids, shown = np.zeros(0, np.int32), 0
+        text = GrowingText(self.tokenizer)
         for (piece,) in self._pieces([prompt], self._options(max_tokens), seed):
-            ids = np.concatenate([ids, piece])
-            text = self.tokenizer.decode(ids)
-            whole = len(text.rstrip("\ufffd"))  # a character of several bytes may be cut in two: wait for its rest
-            yield text[shown:whole]
-            shown = max(shown, whole)
-        yield self.tokenizer.decode(ids)[shown:]
+            yield text.append(piece)
+        yield text.rest()
+
+    def watch(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Iterator[Moment]:
+        """What `generate` draws, token by token, each with what the model computed for it.
+
+        >>> model = sem_jax.init(TINY)
+        >>> [moment] = model.watch("wave", max_tokens=1)
+        >>> moment.after.shape  # the wave after the propagator of each layer
+        (1, 16)
+
+        Args:
+          prompt, max_tokens, seed, temperature, top_k, top_p: as in `generate`.
+
+        Returns:
+          An iterator over the tokens; nothing is computed before it is asked for one.
+
+        Raises:
+          DataError, ConfigError: as `generate` does, at once.
+        """
+        options = self._options(max_tokens, temperature, top_k, top_p)
+        return self._watcher.moments(self.parts, *self._request([prompt], options, seed))
 
     def _options(
         self,
@@ -201,11 +228,16 @@ class LanguageModel:
 
     def _pieces(self, prompts: list[str], options: SamplingConfig, seed: int) -> Iterator[list[np.ndarray]]:
         """The ids that continue each prompt, piece by piece."""
+        return self._decoder.pieces(self.parts, *self._request(prompts, options, seed))
+
+    def _request(
+        self, prompts: list[str], options: SamplingConfig, seed: int
+    ) -> tuple[list[np.ndarray], int, jax.Array, SamplingOptions, int | None]:
+        """What `Decoder.pieces` wants to know besides the model."""
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed = {seed} must lie in 0..{2**32 - 1}")
         seeds = ((seed + np.arange(len(prompts))) % 2**32).astype(np.uint32)
-        return self._decoder.pieces(
-            self.parts,
+        return (
             [self.encode_prompt(prompt) for prompt in prompts],
             options.max_tokens,
             jax.vmap(jax.random.key)(seeds),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sem_jax.core.statistics import phase_coherence, root_mean_square
-from sem_jax.modules.probe import Observer
+from sem_jax.modules.probe import LastPart, Observer
 
 
 class WaveStats(NamedTuple):
@@ -18,26 +18,13 @@ class WaveStats(NamedTuple):
     coherence: Array  # 0 to 1, see `sem_jax.core.statistics.phase_coherence`
 
 
-class _Last:
-    """A probe that keeps what the last part of a layer puts out, which is the layer's own output."""
-
-    def __init__(self) -> None:
-        self.wave = jnp.full((1, 1), jnp.nan, jnp.complex64)  # of a layer that shows no part
-
-    def __call__(self, name: str, value: Array, /) -> Array:
-        """The value."""
-        del name
-        self.wave = value
-        return value
-
-
 class WaveObserver(Observer):
     """Keeps `WaveStats` of every module, without a second pass."""
 
-    def probe(self, slots: Any) -> _Last:
+    def probe(self, slots: Any) -> LastPart:
         """See `Observer`."""
         del slots
-        return _Last()
+        return LastPart()
 
     def seen(self, probe: Any, module: Any, state: Any, context: Any) -> WaveStats:
         """See `Observer`."""
