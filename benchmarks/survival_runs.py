@@ -220,7 +220,7 @@ def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
 def metrics_faults(written: bytes, wanted: bytes) -> list[str]:
     """What is wrong with the metrics of an interrupted run, beside those of one that never was.
 
-    It may have evaluated, and written a sample, once more where it was stopped, and its speed is its own.
+    It may have evaluated, and written a sample, once more where it was stopped, and its speed and times are its own.
     """
     if not written.endswith(b"\n"):
         return ["metrics.jsonl ends within a line"]
@@ -238,7 +238,8 @@ def _by_place(lines: bytes) -> dict[tuple[str, int], list[dict[str, Any]]]:
     for line in map(json.loads, lines.splitlines()):
         for changing in ("tokens_per_s", "seconds", "crc"):
             line.pop(changing, None)
-        places.setdefault((line["split"], line["step"]), []).append(line)
+        if line["split"] != "time":
+            places.setdefault((line["split"], line["step"]), []).append(line)
     return places
 
 

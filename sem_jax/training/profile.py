@@ -19,19 +19,19 @@ class Profile:
     The host waits for the device before the first and after the last of these steps, and nowhere else.
     """
 
-    def __init__(self, steps: str, workdir: str | Path, start_step: int, warn: Callable[[str], None]):
+    def __init__(self, steps: str, workdir: str | Path, start_step: int, say: Callable[[str], None]):
         """Starts nothing yet.
 
         Args:
           steps: "FIRST:LAST", both traced; empty: none.
           workdir: of the run.
           start_step: steps taken before; of what lies before it nothing is traced.
-          warn: takes a line for people.
+          say: takes a line for people.
         """
         first, self._last = profiled_steps(steps) or (0, 0)
         self._first = max(first, start_step + 1)
         self._folder = Path(workdir) / FOLDER
-        self._warn = warn
+        self._say = say
         self._tracing = False
 
     def __enter__(self) -> Profile:
@@ -55,7 +55,8 @@ class Profile:
     def _stop(self) -> None:
         if self._tracing:
             self._tracing = False
-            self._try(jax.profiler.stop_trace)
+            if self._try(jax.profiler.stop_trace):
+                self._say(f"steps from {self._first} on are traced in {self._folder}")
 
     def _try(self, action: Callable[[], None]) -> bool:
         """Whether it worked."""
@@ -63,5 +64,5 @@ class Profile:
             action()
             return True
         except Exception as error:  # no trace is worth a run
-            self._warn(f"warning: no trace is written, and the run goes on: {' '.join(str(error).split()):.300}")
+            self._say(f"warning: no trace is written, and the run goes on: {' '.join(str(error).split()):.300}")
             return False

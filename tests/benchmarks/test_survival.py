@@ -22,7 +22,7 @@ WHOLE = [("train", 1, 3.0), ("train", 2, 2.5), ("validation", 2, 2.6), ("train",
 
 
 def test_speed_and_an_evaluation_at_a_stop_are_no_loss():
-    stopped = [*WHOLE[:1], ("validation", 1, 3.1), ("sample", 1, 0.0), *WHOLE[1:]]
+    stopped = [*WHOLE[:1], ("validation", 1, 3.1), ("sample", 1, 0.0), ("time", 1, 0.0), ("time", 1, 0.0), *WHOLE[1:]]
     assert survival_runs.metrics_faults(metrics(*stopped, speed=2.0), metrics(*WHOLE)) == []
 
 

@@ -69,7 +69,7 @@ def metrics_of(workdir):
     """Lines without the values that no run repeats, and without the evaluation at the interruption."""
     unrepeatable, evaluated = ("tokens_per_s", "seconds"), [("validation", STOP), ("sample", STOP)]
     lines = read_metrics(workdir / "metrics.jsonl")
-    lines = [line for line in lines if (line["split"], line["step"]) not in evaluated]
+    lines = [line for line in lines if line["split"] != "time" and (line["split"], line["step"]) not in evaluated]
     return [{k: v for k, v in line.items() if k not in unrepeatable} for line in lines]
 
 
