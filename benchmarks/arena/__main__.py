@@ -2,11 +2,11 @@
 
 Command:  PYTHONPATH=benchmarks python -m arena TABLE [--seeds=3 --path=FILE --folder=docs/results --print]
 
-TABLE is state_tracking, depth, recall, language or length.
+TABLE is state_tracking, depth, recall, language or decoding.
 
 Each table has a file in the folder, written after every trial, so that a campaign goes on where it was stopped. The
 command trains what the file lacks and prints the tables of docs/arena.md; with --print it trains nothing. `language`
-and `length` read the characters of FILE, tiny Shakespeare.
+reads FILE, tiny Shakespeare.
 
 All models are trained by the package's own step: its data, schedule, clipping, guard, and Muon for the matrices of the
 layers. Each has about as many parameters as the others, a complex one counted twice, and its own learning rate, chosen
@@ -21,15 +21,20 @@ from pathlib import Path
 
 from absl import app, flags
 
-from arena import depth, recall, state_tracking
+from arena import decoding, depth, language, recall, state_tracking
 from arena.campaign import Record
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trials of each cell.", lower_bound=1)
-_PATH = flags.DEFINE_string("path", None, "Text file.")
 _FOLDER = flags.DEFINE_string("folder", "docs/results", "Where the trials are kept.")
 _PRINT = flags.DEFINE_bool("print", False, "Only print the tables of the trials that are there.")
 
-TABLES = {"state_tracking": state_tracking, "depth": depth, "recall": recall}
+TABLES = {
+    "state_tracking": state_tracking,
+    "depth": depth,
+    "recall": recall,
+    "language": language,
+    "decoding": decoding,
+}
 FILES = {"depth": "state_tracking"}  # where it is not the table's own name
 
 

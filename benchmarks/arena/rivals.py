@@ -64,9 +64,9 @@ RIVALS = {
     "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
     "sem_no_position": Rival("SEM, no position phase", model=NoPosition),
     "sem_no_rotation": Rival("SEM, no rotation of the state", blocks={"mixers": NoRotation}),
-    "sem_real": _real("SEM, real-valued", RealMixer, num_heads=8, state_dim=32),
-    "gpt": _real("GPT", GPT, num_heads=4),
-    "mamba2": _real("Mamba-2", Mamba2, num_heads=8, state_dim=32),
+    "sem_real": _real("SEM, real-valued", RealMixer, state_dim=32),
+    "gpt": _real("GPT", GPT),
+    "mamba2": _real("Mamba-2", Mamba2, state_dim=32),
     "gru": _real("GRU", GRU),
 }
 

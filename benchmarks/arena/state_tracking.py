@@ -67,7 +67,7 @@ BUDGET = Budget(parameters=24_000, vocabulary=VOCABULARY, steps=600, batch=32, t
 LENGTH, LENGTHS = 40, (40, 256, 1024)
 ROWS, ANSWERS = 64, 16  # accuracy counts the last answers of so many sequences
 GRID = Grid((4e-3, 1.2e-2), "mod3", 1)
-RIVAL_NAMES = ("sem", "sem_no_position", "sem_fixed", "sem_no_rotation", "sem_real", "gpt", "mamba2", "gru")
+RIVAL_NAMES = ("sem", "sem_no_position", "sem_real", "gpt", "mamba2", "gru", "sem_no_rotation", "sem_fixed")
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:

@@ -52,7 +52,7 @@ def configure(name: str, budget: Budget, layers: int, rate: float, dim: int = 0)
     steps = budget.steps
     config = default()
     config.model.update(hidden_dim=dim, num_layers=layers, layout="interleaved", vocab_size=budget.vocabulary)
-    config.model.mixer.update(num_groups=8, num_heads=8, state_dim=16)
+    config.model.mixer.update(num_groups=8, num_heads=4, state_dim=16)
     config.model.update_from_flattened_dict(dict(RIVALS[name].fields))
     config.optimizer.update(matrices="muon", learning_rate=rate, b2=0.99, weight_decay=budget.weight_decay)
     config.optimizer.update(warmup_steps=steps // 20, decay_steps=steps * 3 // 4, lr_min_ratio=0.03)
