@@ -1,6 +1,7 @@
 """What a SEM learns beside what a user would pick instead: one trainer, one budget, interchangeable models.
 
-Command:  PYTHONPATH=benchmarks python -m arena TABLE [--seeds=3 --path=FILE --folder=docs/results --print]
+Command:  PYTHONPATH=benchmarks python -m arena TABLE [--seeds=3 --path=FILE --folder=docs/results]
+          [--print] [--page=docs/arena.md]
 
 TABLE is state_tracking, depth, recall, language or decoding.
 
@@ -15,42 +16,35 @@ from one grid by the training loss under a seed that no other figure uses.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
 from absl import app, flags
 
-from arena import decoding, depth, language, recall, state_tracking
-from arena.campaign import Record
+from arena.catalogue import TABLES, record_of
+from arena.page import write_table
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trials of each cell.", lower_bound=1)
+_PATH = flags.DEFINE_string("path", None, "Text file, for the language table.")
 _FOLDER = flags.DEFINE_string("folder", "docs/results", "Where the trials are kept.")
 _PRINT = flags.DEFINE_bool("print", False, "Only print the tables of the trials that are there.")
-
-TABLES = {
-    "state_tracking": state_tracking,
-    "depth": depth,
-    "recall": recall,
-    "language": language,
-    "decoding": decoding,
-}
-FILES = {"depth": "state_tracking"}  # where it is not the table's own name
-
-
-def record_of(name: str, folder: Path) -> Record:
-    """The record of a table."""
-    return Record(folder / f"arena_{FILES.get(name, name)}.json", dataclasses.asdict(TABLES[name].BUDGET))
+_PAGE = flags.DEFINE_string("page", None, "Page, docs/arena.md, whose tables to replace by these.")
 
 
 def main(argv: list[str]) -> None:
     """Trains what is missing, then prints."""
     if len(argv) != 2 or argv[1] not in TABLES:
         sys.exit(f"name one table: {', '.join(TABLES)}")
-    record = record_of(argv[1], Path(_FOLDER.value))
+    name = argv[1]
+    record, table = record_of(name, Path(_FOLDER.value)), TABLES[name]
     if not _PRINT.value:
-        TABLES[argv[1]].campaign(record, _SEEDS.value)
-    print(TABLES[argv[1]].tables(record))
+        text = {}
+        if name == "language":
+            text["path"] = _PATH.value or sys.exit("the language table needs --path=FILE")
+        table.campaign(record, _SEEDS.value, **text)
+    print(table.tables(record))
+    if _PAGE.value:
+        write_table(Path(_PAGE.value), name, table.tables(record))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from absl import flags
 
 from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_rows, trial
 from arena.rivals import RIVALS
 from arena.trials import Budget, Trained, judge, train, trial_values
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
-
-PATH = flags.DEFINE_string("path", None, "Text file; tiny Shakespeare, of 65 different characters.")
 
 BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 LENGTH, LAYERS = 64, 2
@@ -29,18 +26,16 @@ MOST_STEPS = 4  # times the budget's
 BUCKETS = (0, 64, 128, 256, 512, 1024)  # positions at which a stretch of the long sequences begins or ends
 
 
-def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """All models at equal tokens, then some at equal time, seed after seed."""
-    if PATH.value is None:
-        raise SystemExit("the language table needs --path=FILE")
+def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = "") -> None:
+    """All models at equal tokens, then some at equal time, seed after seed, on the text file at `path`."""
     for seed in range(seeds):
         for name in RIVAL_NAMES:
             what = {"rival": name, "layers": LAYERS, "seed": seed}
-            trial(record, partial(measure, budget), GRID, task="tokens", **what)
+            trial(record, partial(measure, budget, path), GRID, task="tokens", **what)
         for name in TIMED:
             longer = replace(budget, steps=steps_of_equal_time(record, name, budget))
             what = {"rival": name, "layers": LAYERS, "seed": seed}
-            trial(record, partial(measure, longer), GRID, task="time", **what)
+            trial(record, partial(measure, longer, path), GRID, task="time", **what)
 
 
 def steps_of_equal_time(record: Record, name: str, budget: Budget) -> int:
@@ -49,16 +44,17 @@ def steps_of_equal_time(record: Record, name: str, budget: Budget) -> int:
     return 100 * max(round(min(MOST_STEPS, sem / rival) * budget.steps / 100), 1)
 
 
-def measure(budget: Budget, rival: str, task: str, layers: int, rate: float, seed: int) -> Cell:
+def measure(budget: Budget, path: str, rival: str, task: str, layers: int, rate: float, seed: int) -> Cell:
     """One trial: nats a character in windows of the training length, and by position in longer ones."""
     del task
-    data = dataset(seed, budget.batch, LENGTH)
+    data = dataset(path, seed, budget.batch, LENGTH)
     found = train(rival, budget, layers, rate, seed, data.train.batch)
     cell = trial_values(rival, budget, layers, found) | {"steps": budget.steps}
     if seed != TUNING_SEED:
         held_out = data.validation.evaluation_batches(100)
+        long = dataset(path, 0, budget.batch, BUCKETS[-1]).validation.evaluation_batches(10)
         cell["nats"] = round(float(np.mean(_nats(rival, budget, found, held_out))), 4)
-        by_position = _nats(rival, budget, found, _long(budget)).mean(axis=0)
+        by_position = _nats(rival, budget, found, long).mean(axis=0)
         cell["nats_by_position"] = [
             round(float(by_position[first:last].mean()), 4) for first, last in itertools.pairwise(BUCKETS)
         ]
@@ -66,16 +62,12 @@ def measure(budget: Budget, rival: str, task: str, layers: int, rate: float, see
 
 
 @functools.cache
-def dataset(seed: int, batch: int, length: int) -> Dataset:
+def dataset(path: str, seed: int, batch: int, length: int) -> Dataset:
     """The first 90 % of the text to train on and the last 10 % to judge by, in random windows."""
     config = default()
-    config.data.update(source="text", path=PATH.value, split="tail", validation_fraction=0.1)
+    config.data.update(source="text", path=path, split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=length)
     return open_dataset(build(config).data, seed, batch)
-
-
-def _long(budget: Budget) -> Iterator[Batch]:
-    return dataset(0, budget.batch, BUCKETS[-1]).validation.evaluation_batches(10)
 
 
 def _nats(rival: str, budget: Budget, found: Trained, batches: Iterator[Batch]) -> np.ndarray:
