@@ -10,12 +10,12 @@ from arena.gru import GRU
 from arena.mamba2 import Mamba2
 from arena.real import causal_taps
 from arena.real_sem import RealMixer
-from arena.rivals import RIVALS, installed
+from arena.rivals import RIVALS, NoPosition, installed
 from arena.ssd import state_space
 from flax import nnx
 
 from sem_jax.modules.block import Context
-from sem_jax.modules.model import init_model
+from sem_jax.modules.model import SEM, abstract_model, init_model
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -141,3 +141,14 @@ def test_a_tagged_model_reads_inputs_and_is_asked_for_answers():
     nats = -model.readout.target_log_prob(psi, jnp.asarray(RNG.integers(11, size=(2, 6)) + 11 * answers))[0]
     expected = -jax.nn.log_softmax(psi @ model.readout.inner.weight[...].T)  # the bias is zero at first
     np.testing.assert_allclose(nats, np.take_along_axis(expected, answers[..., None], -1)[..., 0], atol=TOLERANCE)
+
+
+def test_what_the_controls_lack():
+    config = small.config(model__vocab_size=11).model
+    with installed(RIVALS["sem_no_rotation"]):
+        parts = abstract_model(config)
+    assert "phase" not in parts.params["mixers"]["ssm"]
+    assert "phase" in abstract_model(config).params["mixers"]["ssm"]
+    for kind, turns in ((SEM, True), (NoPosition, False)):
+        frequency = jax.jit(lambda kind=kind: kind(config, nnx.Rngs(params=0)).encoder.frequency[...])()
+        assert bool(jnp.any(frequency)) == turns
