@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from arena.catalogue import TABLES, record_of
+from arena.catalogue import TABLES, record_of, text_of
 from arena.page import write_table
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trials of each cell.", lower_bound=1)
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
         if name == "language":
             text["path"] = _PATH.value or sys.exit("the language table needs --path=FILE")
         table.campaign(record, _SEEDS.value, **text)
-    print(table.tables(record))
+    print(text_of(name, record))
     if _PAGE.value:
-        write_table(Path(_PAGE.value), name, table.tables(record))
+        write_table(Path(_PAGE.value), name, text_of(name, record))
 
 
 if __name__ == "__main__":

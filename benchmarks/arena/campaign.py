@@ -46,6 +46,7 @@ class Record:
         start = time.perf_counter()
         cell = asked | measure() | {"seconds": round(time.perf_counter() - start, 1)}
         self.content["cells"].append(cell)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         part.write_text(as_text(self.content), encoding="utf-8")
         part.replace(self.path)
@@ -80,20 +81,14 @@ def judged(record: Record, **asked: Any) -> list[Cell]:
     return [cell for cell in record.cells(**asked) if cell["seed"] != TUNING_SEED]
 
 
-def rate_rows(record: Record, rivals: Sequence[str], grid: Grid) -> list[list[str]]:
-    """Of each rival: its name, losses of the grid, parameters, and the median step in ms."""
+def rate_table(record: Record, rivals: Sequence[str], grid: Grid) -> str:
+    """Of each rival the losses of the grid, and the parameters in that many layers."""
     rows = []
     for name in rivals:
-        losses = [[c["loss"] for c in record.cells(rival=name, rate=rate, seed=TUNING_SEED)] for rate in grid.rates]
-        cells = record.cells(rival=name)
-        tuning = [c for c in cells if c["seed"] == TUNING_SEED]
-        size = (
-            [f"{tuning[0]['parameters']:,}", f"{np.median([c['step_ms'] for c in tuning]):.0f}"]
-            if tuning
-            else ["–"] * 2
-        )
-        rows.append([RIVALS[name].title, *(mean_and_spread(loss, 3) for loss in losses), *size])
-    return rows
+        cells = [record.cells(rival=name, rate=rate, seed=TUNING_SEED) for rate in grid.rates]
+        losses = [mean_and_spread([cell["loss"] for cell in each], 3) for each in cells]
+        rows.append([RIVALS[name].title, *losses, f"{cells[0][0]['parameters']:,}" if cells[0] else "–"])
+    return markdown(["training loss at a rate of", *map(str, grid.rates), "parameters"], rows)
 
 
 def mean_and_spread(values: list[float], digits: int) -> str:

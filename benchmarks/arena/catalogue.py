@@ -21,3 +21,11 @@ FILES = {"depth": "state_tracking"}  # where it is not the table's own name
 def record_of(name: str, folder: Path) -> Record:
     """The record of a table."""
     return Record(folder / f"arena_{FILES.get(name, name)}.json", dataclasses.asdict(TABLES[name].BUDGET))
+
+
+def text_of(name: str, record: Record) -> str:
+    """The tables that a record has for the page."""
+    cells = record.cells()
+    if name == "depth":
+        cells = [cell for cell in cells if cell["layers"] > 1]
+    return TABLES[name].tables(record) if cells else "Not measured yet."

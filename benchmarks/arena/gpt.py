@@ -19,8 +19,8 @@ from sem_jax.modules.probe import Probe, unobserved
 class Cache(NamedTuple):
     """All that was read: it grows by a key and a value a token."""
 
-    keys: Array  # [B, T, H, P], rotated
-    values: Array  # [B, T, H, P]
+    keys: Array  # [B, H, T, P], rotated
+    values: Array  # [B, H, T, P]
 
 
 class GPT(Block):
@@ -44,7 +44,7 @@ class GPT(Block):
 
     def initial_state(self, batch_size: int) -> Cache:
         """An empty cache."""
-        empty = jnp.zeros((batch_size, 0, self.heads, self.query.shape[-1] // self.heads))
+        empty = jnp.zeros((batch_size, self.heads, 0, self.query.shape[-1] // self.heads))
         return Cache(empty, empty)
 
     def __call__(
@@ -56,21 +56,21 @@ class GPT(Block):
         q, k, v = (self._by_head(real_matmul(n, w[...])) for w in (self.query, self.key, self.value))
         q, k = rms_norm(q, self.q_gamma[...]), rms_norm(k, self.k_gamma[...])
         q, k = (rotary(each, context.position) for each in (q, k))
-        cache = Cache(jnp.concatenate([state.keys, k], axis=1), jnp.concatenate([state.values, v], axis=1))
-        attended = attention(q, cache.keys, cache.values, context.position).reshape(x.shape)
+        cache = Cache(jnp.concatenate([state.keys, k], axis=2), jnp.concatenate([state.values, v], axis=2))
+        attended = jnp.swapaxes(attention(q, *cache, context.position), 1, 2).reshape(x.shape)
         x = probe("attention", x + self.scale * real_matmul(attended, self.out[...]))
         n = rms_norm(x, self.mlp_gamma[...])
         hidden = jax.nn.silu(real_matmul(n, self.gate[...])) * real_matmul(n, self.up[...])
         return probe("mlp", x + self.scale * real_matmul(hidden, self.down[...])), cache, ()
 
     def _by_head(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:2], self.heads, -1)
+        return jnp.swapaxes(x.reshape(*x.shape[:2], self.heads, -1), 1, 2)
 
 
 def rotary(x: Array, position: Array) -> Array:
-    """Turns the pairs (j, j + P/2) of x [B, S, H, P] by position·10000^(−2j/P)."""
+    """Turns the pairs (j, j + P/2) of x [B, H, S, P] by position·10000^(−2j/P)."""
     half = x.shape[-1] // 2
-    angle = position[..., None, None] * 10000.0 ** (-jnp.arange(half) / half)
+    angle = position[:, None, :, None] * 10000.0 ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
@@ -80,17 +80,17 @@ def attention(q: Array, k: Array, v: Array, position: Array) -> Array:
     """softmax(q·k/√P)·v over what came before in the same document.
 
     Args:
-      q: [B, S, H, P], of the last S of T tokens.
-      k, v: [B, T, H, P].
+      q: [B, H, S, P], of the last S of T tokens.
+      k, v: [B, H, T, P].
       position: [B, S], of the last S tokens in their documents.
 
     Returns:
-      [B, S, H, P].
+      [B, H, S, P].
     """
-    total, length = k.shape[1], q.shape[1]
+    total, length = k.shape[2], q.shape[2]
     index = jnp.arange(total - length, total)[:, None]
     other = jnp.arange(total)
     visible = (other <= index) & (other >= index - position[..., None])  # [B, S, T]
-    scores = jnp.einsum("bihp,bjhp->bhij", q, k) / q.shape[-1] ** 0.5
+    scores = jnp.matmul(q, jnp.swapaxes(k, 2, 3)) / q.shape[-1] ** 0.5
     weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
-    return jnp.einsum("bhij,bjhp->bihp", weights, v)
+    return jnp.matmul(weights, v)

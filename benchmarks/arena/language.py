@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_rows, trial
+from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, trial
 from arena.rivals import RIVALS
 from arena.trials import Budget, Trained, judge, train, trial_values
 from sem_jax.config import build, default
@@ -85,17 +85,17 @@ def tables(record: Record) -> str:
         equal_tokens = judged(record, rival=name, task="tokens")
         equal_time = judged(record, rival=name, task="time")
         steps = f"{equal_time[0]['steps']}" if equal_time else "–"
-        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps])
+        step_ms = mean_and_spread([cell["step_ms"] for cell in equal_tokens], 0)
+        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps, step_ms])
         by_position = [cell["nats_by_position"] for cell in equal_tokens]
         lengths.append(
             [RIVALS[name].title, *(mean_and_spread(list(each), 3) for each in zip(*by_position, strict=True))]
         )
     stretches = [f"{first + 1} to {last}" for first, last in itertools.pairwise(BUCKETS)]
-    heading = ["training loss at a rate of", *map(str, GRID.rates), "parameters", "ms a step"]
     return "\n\n".join(
         [
-            markdown(["nats a character", "equal tokens", "equal time", "its steps"], rows),
+            markdown(["nats a character", "equal tokens", "equal time", "its steps", "ms a step"], rows),
             markdown(["position", *stretches], [row for row in lengths if len(row) > 1]),
-            markdown(heading, rate_rows(record, RIVAL_NAMES, GRID)),
+            rate_table(record, RIVAL_NAMES, GRID),
         ]
     )

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_rows, trial
+from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, trial
 from arena.rivals import RIVALS
 from arena.trials import Budget, judge, train, trial_values
 from sem_jax.data import Batch
@@ -95,6 +95,4 @@ def tables(record: Record) -> str:
     for name in RIVAL_NAMES:
         cells = [judged(record, rival=name, task=task) for task in TASKS]
         rows.append([RIVALS[name].title, *(mean_and_spread([100 * c["accuracy"] for c in each], 1) for each in cells)])
-    rates = rate_rows(record, RIVAL_NAMES, GRID)
-    heading = ["loss, 4 pairs, at a rate of", *map(str, GRID.rates), "parameters", "ms a step"]
-    return markdown(["percent right", *TASKS.values()], rows) + "\n\n" + markdown(heading, rates)
+    return markdown(["percent right", *TASKS.values()], rows) + "\n\n" + rate_table(record, RIVAL_NAMES, GRID)

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, rate_rows, trial
+from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, rate_table, trial
 from arena.rivals import RIVALS
 from arena.trials import Budget, judge, train, trial_values
 from sem_jax.data import Batch
@@ -96,9 +96,7 @@ def measure(budget: Budget, rival: str, task: str, layers: int, rate: float, see
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
     rows = [[RIVALS[name].title, *(accuracies(record, name, task, 1) for task in GROUPS)] for name in RIVAL_NAMES]
-    heading = ["loss, mod 3, at a rate of", *map(str, GRID.rates), "parameters", "ms a step"]
-    rates = markdown(heading, rate_rows(record, RIVAL_NAMES, GRID))
-    return markdown(["one layer", *GROUPS.values()], rows) + "\n\n" + rates
+    return markdown(["one layer", *GROUPS.values()], rows) + "\n\n" + rate_table(record, RIVAL_NAMES, GRID)
 
 
 def accuracies(record: Record, name: str, task: str, layers: int) -> str:

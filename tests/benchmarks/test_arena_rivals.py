@@ -34,13 +34,13 @@ def single(*arrays):
 
 
 def test_attention_is_the_softmax_over_the_past_of_the_same_document():
-    q, k, v = normal(3, 2, 10, 2, 4)
+    q, k, v = normal(3, 2, 2, 10, 4)
     position = np.where(DOCUMENTS >= 5, DOCUMENTS - 5, DOCUMENTS)  # no past before the first token
     expected = np.zeros_like(v)
     for row, head, i in np.ndindex(2, 2, 10):
         past = slice(i - position[row, i], i + 1)
-        weights = np.exp(k[row, past, head] @ q[row, i, head] / 2)
-        expected[row, i, head] = weights @ v[row, past, head] / weights.sum()
+        weights = np.exp(k[row, head, past] @ q[row, head, i] / 2)
+        expected[row, head, i] = weights @ v[row, head, past] / weights.sum()
     np.testing.assert_allclose(attention(*single(q, k, v), jnp.asarray(position)), expected, atol=TOLERANCE)
 
 
