@@ -1,0 +1,104 @@
+"""A table's cells: each is trained once, written into the table's JSON file, and not trained again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from arena.rivals import RIVALS
+
+TUNING_SEED = 100  # no other figure uses it
+
+Cell = dict[str, Any]  # what was asked and what was found, as plain values
+
+
+class Grid(NamedTuple):
+    """How a learning rate is chosen: the lowest training loss of one task in so many layers, under `TUNING_SEED`."""
+
+    rates: tuple[float, ...]
+    task: str
+    layers: int
+
+
+class Record:
+    """The cells of a table in a JSON file that is written after every cell, so that a stopped campaign goes on."""
+
+    def __init__(self, path: Path, budget: dict[str, Any]):
+        """Raises SystemExit where the file was made under another budget."""
+        self.path = path
+        self.content: dict[str, Any] = {"budget": budget, "cells": []}
+        if path.exists():
+            self.content = json.loads(path.read_text(encoding="utf-8"))
+            if self.content["budget"] != json.loads(json.dumps(budget)):
+                raise SystemExit(f"{path} holds cells of another budget, {self.content['budget']}; move it away")
+
+    def cell(self, measure: Callable[[], Cell], **asked: Any) -> Cell:
+        """The cell that answers what is asked, measured if the file lacks it."""
+        found = self.cells(**asked)
+        if found:
+            return found[0]
+        start = time.perf_counter()
+        cell = asked | measure() | {"seconds": round(time.perf_counter() - start, 1)}
+        self.content["cells"].append(cell)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(as_text(self.content), encoding="utf-8")
+        part.replace(self.path)
+        print(json.dumps(cell), file=sys.stderr, flush=True)
+        return cell
+
+    def cells(self, **asked: Any) -> list[Cell]:
+        """All cells with these values."""
+        return [c for c in self.content["cells"] if asked.items() <= c.items()]
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """JSON with a line for each cell."""
+    lines = ",\n  ".join(json.dumps(cell) for cell in content["cells"])
+    return f'{{"budget": {json.dumps(content["budget"])},\n "cells": [\n  {lines}\n ]}}\n'
+
+
+def trial(record: Record, measure: Callable[..., Cell], grid: Grid, **asked: Any) -> Cell:
+    """A trial of `measure(rival, task, layers, rate, seed)` at the rival's best learning rate of a grid."""
+    tuning = {"rival": asked["rival"], "task": grid.task, "layers": grid.layers, "seed": TUNING_SEED}
+
+    def cell(**asked: Any) -> Cell:
+        return record.cell(lambda: measure(**asked), **asked)
+
+    losses = {rate: cell(**tuning, rate=rate)["loss"] for rate in grid.rates}
+    best = min(losses, key=lambda rate: losses[rate] if np.isfinite(losses[rate]) else np.inf)
+    return cell(**asked, rate=best)
+
+
+def judged(record: Record, **asked: Any) -> list[Cell]:
+    """The cells with these values that count: not those that chose a learning rate."""
+    return [cell for cell in record.cells(**asked) if cell["seed"] != TUNING_SEED]
+
+
+def rate_table(record: Record, rivals: Sequence[str], grid: Grid) -> str:
+    """Of each rival the losses of the grid, and the parameters in that many layers."""
+    rows = []
+    for name in rivals:
+        cells = [record.cells(rival=name, rate=rate, seed=TUNING_SEED) for rate in grid.rates]
+        losses = [mean_and_spread([cell["loss"] for cell in each], 3) for each in cells]
+        rows.append([RIVALS[name].title, *losses, f"{cells[0][0]['parameters']:,}" if cells[0] else "–"])
+    return markdown(["training loss at a rate of", *map(str, grid.rates), "parameters"], rows)
+
+
+def mean_and_spread(values: list[float], digits: int) -> str:
+    """ "mean ± standard deviation" of several, the value of one, "–" of none."""
+    if not values:
+        return "–"
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def markdown(heading: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heading, ["---"] * len(heading), *rows])

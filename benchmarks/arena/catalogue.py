@@ -1,0 +1,31 @@
+"""The tables of docs/arena.md by name, and where their trials are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from arena import decoding, depth, language, recall, state_tracking
+from arena.campaign import Record
+
+TABLES = {
+    "state_tracking": state_tracking,
+    "depth": depth,
+    "recall": recall,
+    "language": language,
+    "decoding": decoding,
+}
+FILES = {"depth": "state_tracking"}  # where it is not the table's own name
+
+
+def record_of(name: str, folder: Path) -> Record:
+    """The record of a table."""
+    return Record(folder / f"arena_{FILES.get(name, name)}.json", dataclasses.asdict(TABLES[name].BUDGET))
+
+
+def text_of(name: str, record: Record) -> str:
+    """The tables that a record has for the page."""
+    cells = record.cells()
+    if name == "depth":
+        cells = [cell for cell in cells if cell["layers"] > 1]
+    return TABLES[name].tables(record) if cells else "Not measured yet."

@@ -1,0 +1,118 @@
+"""The rivals by name, and how one of them takes the place of the package's own model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from arena.gpt import GPT
+from arena.gru import GRU
+from arena.mamba2 import Mamba2
+from arena.real import RealModel
+from arena.real_sem import RealMixer
+from sem_jax.config import MixerConfig, ModelConfig
+from sem_jax.modules import model
+from sem_jax.modules.blocks import BLOCKS
+from sem_jax.modules.model import SEM
+from sem_jax.modules.selective_mixer import SelectiveMixer, SelectiveSSM
+
+
+class NoRotation(SelectiveMixer):
+    """A state that decays and never turns: α is real and positive, all else stays complex."""
+
+    class SSM(SelectiveSSM):
+        def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
+            super().__init__(dim, config, rngs)
+            self.phase = nnx.Variable(jnp.zeros_like(self.phase[...]))
+
+
+class NoPosition(SEM):
+    """A SEM whose embedding is not turned by the position."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.encoder.frequency[...] = jnp.zeros_like(self.encoder.frequency[...])
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What takes the place of the default model: fields of `config.model`, kinds of blocks, and the class."""
+
+    title: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Mapping[str, Any] = field(default_factory=dict)
+    model: type[SEM] = SEM
+
+
+def _real(title: str, block: Any, **mixer: int) -> Rival:
+    fields = {f"mixer.{name}": value for name, value in mixer.items()}
+    return Rival(title, {"blocks": "layers", **fields}, {"layers": block}, RealModel)
+
+
+# A complex state counts twice, so the real ones have twice as many of them.
+RIVALS = {
+    "sem": Rival("SEM"),
+    "sem_fixed": Rival("SEM, fixed B and C", {"mixer.kind": "fixed"}),
+    "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
+    "sem_no_position": Rival("SEM, no position phase", model=NoPosition),
+    "sem_no_rotation": Rival("SEM, no rotation of the state", blocks={"mixers": NoRotation}),
+    "sem_real": _real("SEM, real-valued", RealMixer, state_dim=32),
+    "gpt": _real("GPT", GPT),
+    "mamba2": _real("Mamba-2", Mamba2, state_dim=32),
+    "gru": _real("GRU", GRU),
+}
+
+
+@contextmanager
+def installed(rival: Rival, tags: int = 0) -> Iterator[None]:
+    """Within it, all that makes a model makes the rival.
+
+    Args:
+      rival: which.
+      tags: 0, or the vocabulary of a task whose tokens are pairs; see `tagged`.
+    """
+    kind = tagged(rival.model, tags) if tags else rival.model
+    with mock.patch.dict(BLOCKS, rival.blocks), mock.patch.object(model, "SEM", kind):
+        yield
+
+
+class Answers(nnx.Module):
+    """A readout that is asked for the answers of `tagged` tokens."""
+
+    def __init__(self, inner: nnx.Module, vocabulary: int):
+        self.inner, self.vocabulary = inner, vocabulary
+
+    def log_probs(self, psi: Array) -> Array:
+        """log P of every answer."""
+        return self.inner.log_probs(psi)
+
+    def target_log_prob(self, psi: Array, targets: Array) -> tuple[Array, Array]:
+        """See `Readout`."""
+        return self.inner.target_log_prob(psi, targets // self.vocabulary)
+
+
+@functools.cache
+def tagged(kind: type[SEM], vocabulary: int) -> type[SEM]:
+    """A model of this kind for tokens that carry an answer: id = input + V·(answer to the input before).
+
+    The trainer predicts the next token of one sequence; tasks that label each input with an answer hand it pairs. The
+    model sees the inputs alone, and the readout is asked for the answers alone.
+    """
+
+    class Tagged(kind):
+        def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+            super().__init__(config, rngs)
+            self.readout = Answers(self.readout, vocabulary)
+
+        def __call__(self, tokens: Array, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(tokens % vocabulary, *args, **kwargs)
+
+    return Tagged

@@ -1,0 +1,141 @@
+"""The arena's tasks say what they ask, its tables are those of docs/arena.md, and a cell of each can be made again."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arena import decoding, language, recall, state_tracking
+from arena.campaign import TUNING_SEED, Grid, Record, judged, trial
+from arena.catalogue import TABLES, record_of, text_of
+from arena.page import tables_in, write_table
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "arena.md"
+
+
+@pytest.mark.parametrize("group", state_tracking.GROUPS)
+def test_tables_of_groups(group):
+    table = state_tracking.table(group)
+    everything = np.arange(len(table))
+    np.testing.assert_array_equal(table[0], everything)
+    np.testing.assert_array_equal(table[:, 0], everything)
+    for line in (*table, *table.T):
+        np.testing.assert_array_equal(np.sort(line), everything)
+    a, b, c = np.random.default_rng(0).integers(len(table), size=(3, 200))
+    np.testing.assert_array_equal(table[table[a, b], c], table[a, table[b, c]])
+    commutes = bool((table == table.T).all())
+    assert (len(table), commutes) == {"s3": (6, False), "a5": (60, False)}.get(group, (int(group[-1]), True))
+
+
+def test_state_tracking_answers_the_sum_so_far():
+    batch = state_tracking.batch("mod5", 3, 20, (0,))
+    elements = batch.tokens[:, :-1] % state_tracking.VOCABULARY
+    answers = batch.tokens[:, 1:] // state_tracking.VOCABULARY
+    np.testing.assert_array_equal(answers, np.cumsum(elements, axis=1) % 5)
+
+
+def pairs(batch):
+    return batch.tokens[:, :-1] % recall.VOCABULARY, batch.tokens[:, 1:] // recall.VOCABULARY
+
+
+def test_recall_asks_each_key_once_for_its_value():
+    batch = recall.batch("mqar_64_4", 5, (0,))
+    inputs, answers = pairs(batch)
+    for row in range(5):
+        known = dict(zip(inputs[row, 0:8:2], inputs[row, 1:8:2], strict=True))
+        places = np.flatnonzero(batch.weights[row])
+        assert sorted(inputs[row, places]) == sorted(known)
+        assert [known[key] for key in inputs[row, places]] == list(answers[row, places])
+        assert np.count_nonzero(inputs[row]) == 12
+
+
+def test_copying_asks_for_the_symbols_in_their_order():
+    batch = recall.batch("copy_64_8", 5, (0,))
+    inputs, answers = pairs(batch)
+    for row in range(5):
+        body = inputs[row, :56]
+        np.testing.assert_array_equal(answers[row, 56:], body[body > 0])
+        assert (batch.weights[row] == np.repeat([0, 1], [56, 8])).all()
+
+
+def test_the_best_rate_of_the_grid_is_taken_and_no_cell_is_made_twice(tmp_path):
+    made = []
+
+    def measure(**asked):
+        made.append(asked)
+        return {"loss": {1: np.nan, 2: 0.5, 3: 0.7}[asked["rate"]]}
+
+    path, grid = tmp_path / "cells.json", Grid((1, 2, 3), "easy", 1)
+    asked = {"rival": "gru", "task": "hard", "layers": 2, "seed": 0}
+    for _ in range(2):
+        record = Record(path, {"steps": 3})
+        cell = trial(record, measure, grid, **asked)
+        assert cell["rate"] == 2
+    assert made == [
+        *({"rival": "gru", "task": "easy", "layers": 1, "seed": TUNING_SEED, "rate": rate} for rate in (1, 2, 3)),
+        asked | {"rate": 2},
+    ]
+    assert judged(record) == [cell]
+    with pytest.raises(SystemExit, match="another budget"):
+        Record(path, {"steps": 4})
+
+
+def tiny(module):
+    return dataclasses.replace(module.BUDGET, steps=2, batch=2, parameters=6000)
+
+
+def test_state_tracking_cell(monkeypatch, tmp_path, quick_compilation):
+    monkeypatch.setattr(state_tracking, "LENGTHS", (40,))
+    budget = tiny(state_tracking)
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    for seed in range(2):
+        what = {"rival": "gru", "task": "mod2", "layers": 1, "seed": seed}
+        record.cell(lambda what=what: state_tracking.measure(budget, **what, rate=1e-2), **what)
+    shares = [100 * cell["accuracy_40"] for cell in record.cells()]
+    assert all(0 < share < 100 for share in shares)
+    text = f"| GRU | {np.mean(shares):.0f} ±{np.std(shares, ddof=1):.0f} | – |"
+    assert text in state_tracking.tables(record)
+
+
+def test_recall_cell(tmp_path, quick_compilation):
+    budget = tiny(recall)
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    what = {"rival": "gru", "task": "copy_64_8", "layers": 1, "seed": 0}
+    cell = record.cell(lambda: recall.measure(budget, **what, rate=1e-2), **what)
+    assert f"| GRU | – | {100 * cell['accuracy']:.1f} | – |" in recall.tables(record)
+
+
+def test_language_cell(monkeypatch, tmp_path, quick_compilation):
+    path = tmp_path / "text.txt"
+    path.write_text("the wave turns and the phase turns with it. " * 100, encoding="utf-8")
+    monkeypatch.setattr(language, "BUCKETS", (0, 64, 128))
+    monkeypatch.setattr(language, "RIVAL_NAMES", ("gru",))
+    budget = tiny(language)
+    cell = language.measure(budget, str(path), "gru", "tokens", 1, 1e-2, 0)
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    record.cell(lambda: cell, rival="gru", task="tokens", seed=0)
+    assert 1 < cell["nats"] < 1.5 * np.log(65)
+    assert f"| GRU | {cell['nats']:.4f} | – | – | " in language.tables(record)
+
+
+def test_decoding_cell(monkeypatch, tmp_path, quick_compilation):
+    monkeypatch.setattr(decoding, "CALLS", 3)
+    cells = {past: decoding.measure(tiny(decoding), "gpt", past) for past in (4, 8)}
+    assert cells[8]["bytes"] == 2 * cells[4]["bytes"]
+
+
+def test_the_page_has_the_tables_of_the_kept_trials():
+    kept = {name: text_of(name, record_of(name, ROOT / "docs" / "results")) for name in TABLES}
+    assert tables_in(PAGE) == kept
+
+
+def test_a_table_is_written_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    marks = [f"<!-- arena {name} -->\nold\n<!-- end -->\n" for name in ("depth", "recall")]
+    page.write_text("before\n" + "between\n".join(marks), encoding="utf-8")
+    write_table(page, "recall", "new")
+    assert tables_in(page) == {"depth": "old", "recall": "new"}
+    assert page.read_text(encoding="utf-8").startswith("before\n<!-- arena depth -->")
+    with pytest.raises(KeyError, match="language"):
+        write_table(page, "language", "new")
