@@ -365,8 +365,8 @@ def _kept(content: bytes) -> Path:
 
 
 def _place(error: BaseException) -> str:
-    """The line that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """The line that raised it, or where it was interrupted."""
+    frame = [each for each in traceback.extract_tb(error.__traceback__) if each.name != _raise_hang.__name__][-1]
     return f"{frame.filename}:{frame.lineno}"
 
 

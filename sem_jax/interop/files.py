@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +25,8 @@ _SAFETENSORS_TYPES = {"BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 _KINDS = {"F": "f", "I": "i", "U": "u"}
 _MOST_COMPRESSED = 20  # times; weights as good as not at all, lists of edges perhaps fivefold
 _SMALL = 2**28  # bytes that may come of any file
+_LONGEST_NAME = 1000  # characters
+_PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, content, keys of the storages that follow
 _COMPILED = "_orig_mod."  # torch.compile puts it in front of the name of every module that it wraps
 
 
@@ -128,6 +132,13 @@ def _require_honest_torch(path: Path, torch: Any) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             _require_size(path, sum(member.file_size for member in archive.infolist()), size)
+            for member in archive.namelist():
+                if member.endswith("data.pkl"):
+                    _require_short_names(path, io.BytesIO(archive.read(member)))
+    else:
+        with path.open("rb") as file:
+            for _ in range(_PICKLES_OF_OLD_FORMAT):
+                _require_short_names(path, file)
     tensors = _tensors(torch.load(path, map_location="meta", weights_only=True), torch.Tensor)
     storages = {}
     for tensor in tensors:
@@ -136,6 +147,18 @@ def _require_honest_torch(path: Path, torch: Any) -> None:
             storages[storage._cdata] = storage.nbytes()
             _require_size(path, tensor.numel() * tensor.element_size(), storage.nbytes())
     _require_size(path, sum(storages.values()), size)
+
+
+def _require_short_names(path: Path, file: IO[bytes]) -> None:
+    """Reads one pickle, of which nothing is run, and refuses one with a name of absurd length.
+
+    PyTorch searches its own message for the names that it refuses, in a time that grows with the square of a name.
+    """
+    for _, argument, _ in pickletools.genops(file):
+        if isinstance(argument, str) and len(argument) > _LONGEST_NAME:
+            raise InteropError(
+                f"{path} holds a name of {len(argument):,} characters; save nothing but model.state_dict()"
+            )
 
 
 def _tensors(content: Any, kind: type) -> list[Any]:

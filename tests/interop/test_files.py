@@ -6,6 +6,7 @@ import builtins
 import os
 import pathlib
 import sys
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +96,19 @@ def test_without_pytorch_a_pt_file_names_the_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InteropError, match=r"model\.pt needs PyTorch.*pip install '\.\[torch\]'"):
         import_state_dict(path)
+
+
+@pytest.mark.parametrize("in_archive", [True, False])
+def test_a_name_without_end_is_refused_before_torch_sees_it(tmp_path, in_archive):
+    pickled = b"\x80\x02c" + b"a" * 10_000_000 + b"\nb\n."  # torch would search its own message for days
+    path = tmp_path / "model.pt"
+    if in_archive:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(InteropError, match=r"model\.pt holds a name of 10,000,002 characters"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
