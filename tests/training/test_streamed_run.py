@@ -74,7 +74,7 @@ def metrics_of(workdir):
 
 
 def final_state(workdir):
-    like, _ = abstract_state(open_workdir(workdir)[0])
+    like = abstract_state(open_workdir(workdir)[0])
     with Checkpointer(checkpoint_folder(workdir), 3) as checkpointer:
         return checkpointer.restore(like)
 
