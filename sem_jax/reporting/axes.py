@@ -121,7 +121,7 @@ def _round_step(span: float) -> float:
 def _linear_axis(low: float, high: float) -> Axis:
     """From tick to tick; a wider axis may want wider steps, which make it wider still."""
     step, wanted = 0.0, _round_step(high - low)
-    while step != wanted:
+    while wanted > step * (1 + 1e-9):  # 10·1e-6 and 5·2e-6 are not the same float
         step = wanted
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
         wanted = _round_step(high - low)

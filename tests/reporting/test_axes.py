@@ -57,6 +57,16 @@ def test_labels_are_those_that_a_person_would_write(values, scale, labels):
     ]
 
 
+def test_values_close_together_have_an_axis_at_once():
+    rng = np.random.default_rng(0)
+    lows, widths = rng.uniform(0.1, 10, 5000), 10 ** rng.uniform(-8, 0, 5000)
+    # Of the first pair the same step once came out as 5·2e-6 and once as 10·1e-6, in turns, for ever.
+    for low, high in [(0.23695510625839233, 0.23699654638767242), *zip(lows, lows + widths, strict=True)]:
+        axis = value_axis([low, high], "linear")
+        assert axis.low <= low < high <= axis.high
+        assert axis.high - axis.low < 3 * (high - low)
+
+
 def test_one_value_lies_in_the_middle_and_none_has_no_axis():
     assert float(value_axis([2.5, 2.5]).place(2.5)) == pytest.approx(0.5, abs=0.2)
     assert value_axis([math.nan, math.inf]) is None
