@@ -205,6 +205,8 @@ def _wrongly_stopped(life: Life, status: int | None, training: bool, twice: bool
     """What is wrong with the end of a run that was asked to stop."""
     said = life.said()
     newest = max(saved_steps(life.workdir), default=0)
+    if status is not None and "Training loss over" in said:  # the report is the last thing that a run does
+        return []
     if status is None or (training and "Traceback" in said):
         return [f"ended with {status}: {said[-300:]}"]
     if status == _STOPPED:

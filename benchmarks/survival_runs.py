@@ -196,9 +196,11 @@ def differences(workdir: Path, reference: Path) -> list[str]:
     found += [f"{path.name} is left over" for path in sorted(workdir.iterdir()) if path.name not in _WORKDIR]
     found += [f"{name} is left over in the cache" for name in sorted(_files(workdir) - _files(reference))]
     found += [f"{name} is left over beside the checkpoints" for name in sorted(unfinished(workdir))]
-    # A stopped run has validated once more, so that another checkpoint may be the best, which stays beside the newest.
+    # A stop saves and validates at a step of its own: that one may be among the newest, or be the best, which stays
+    # beside them.
     left, wanted = saved_steps(workdir), saved_steps(reference)
-    if left[-_KEEP:] != wanted[-_KEEP:] or len(left) > _KEEP + 1:
+    missing = [step for step in wanted if step >= min(left[-_KEEP:], default=0) and step not in left]
+    if missing or not _KEEP <= len(left) <= _KEEP + 1:
         return [*found, f"checkpoints {left}, not {wanted}"]
     ours, theirs = final_arrays(workdir), final_arrays(reference)
     return found + [f"{name} differs" for name in theirs if ours[name].tobytes() != theirs[name].tobytes()]
