@@ -26,7 +26,7 @@ from sem_jax.config.model import (
 )
 from sem_jax.config.optimizer import OptimizerConfig, parse_factors
 from sem_jax.config.sampling import SamplingConfig
-from sem_jax.config.training import TrainingConfig, profiled_steps
+from sem_jax.config.training import TrainingConfig, profiled_steps, tracker_names
 from sem_jax.config.upgrade import upgrade
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "parse_factors",
     "profiled_steps",
     "to_config_dict",
+    "tracker_names",
     "upgrade",
     "with_posterior_temperature",
     "with_vocabulary",

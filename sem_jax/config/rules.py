@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sem_jax.config.experiment import Config
-from sem_jax.config.fields import require, shown
+from sem_jax.config.fields import require
 from sem_jax.config.model import MOST_EDGES, ModelConfig
 from sem_jax.config.optimizer import OptimizerConfig, parse_factors
 from sem_jax.config.sizes import count_edges, count_state, count_weights
-from sem_jax.config.training import TRACKERS, profiled_steps
+from sem_jax.config.training import profiled_steps, tracker_names
 
 # Each number alone may be large, but not all at once. Eight times the largest models that the package is made for.
 _MOST_WEIGHTS = 2**33  # real numbers in the parameters: 32 GiB
@@ -132,12 +132,7 @@ def _check_data(config: Config) -> None:
 def _check_training(config: Config) -> None:
     training = config.training
     profiled_steps(training.profile)
-    for tracker in filter(None, (part.strip() for part in training.trackers.split(","))):
-        require(
-            tracker in TRACKERS,
-            f"config.training.trackers = {shown(training.trackers)} names {shown(tracker)}, which is none of "
-            f"{', '.join(TRACKERS)}",
-        )
+    tracker_names(training.trackers)
     require(
         training.global_batch % training.micro_batch == 0,
         f"config.training.micro_batch = {training.micro_batch} must divide "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sem_jax.config.fields import MOST_STEPS, ConfigError, setting, shown
+from sem_jax.config.fields import MOST_STEPS, ConfigError, require, setting, shown
 
 MOST_SEQUENCES = 2**20
 _LONGEST_PROFILE = 1000  # steps; a trace is kept in memory until it ends
@@ -83,6 +83,24 @@ class TrainingConfig:
         below=1,
     )
     distill_temperature: float = setting(1.5, "softens teacher and student alike", at_least=0.01, at_most=1000)
+
+
+def tracker_names(text: str) -> list[str]:
+    """The trackers that `TrainingConfig.trackers` names.
+
+    >>> tracker_names("tensorboard, wandb")
+    ['tensorboard', 'wandb']
+
+    Raises:
+      ConfigError: one of them is unknown.
+    """
+    names = [name for name in map(str.strip, text.split(",")) if name]
+    for name in names:
+        require(
+            name in TRACKERS,
+            f"config.training.trackers = {shown(text)} names {shown(name)}, which is none of {', '.join(TRACKERS)}",
+        )
+    return names
 
 
 def profiled_steps(text: str) -> tuple[int, int] | None:

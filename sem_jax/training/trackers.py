@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sem_jax.config import Config
+from sem_jax.config import Config, tracker_names
 from sem_jax.data.files import write_atomically
 from sem_jax.training.sinks import SINKS, Sink, TrackedRun
 
@@ -30,11 +30,12 @@ class Trackers:
         """
         self._warn = warn
         self._open: dict[str, Sink] = {}
-        folder = Path(workdir).absolute()
-        for name in filter(None, (part.strip() for part in config.training.trackers.split(","))):
+        folder, run = Path(workdir).absolute(), None
+        for name in tracker_names(config.training.trackers):
             try:
-                identity = _identity(folder, start_step)
-                run = TrackedRun(folder.name, identity, folder, start_step, dataclasses.asdict(config))
+                if run is None:  # one identity for all of them
+                    identity = _identity(folder, start_step)
+                    run = TrackedRun(folder.name, identity, folder, start_step, dataclasses.asdict(config))
                 self._open[name] = SINKS[name](run)
             except Exception as error:  # no tracker is worth a run
                 self._drop(name, error)

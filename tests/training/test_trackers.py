@@ -168,6 +168,17 @@ def test_a_resumed_run_is_the_same_to_a_service_and_a_fresh_one_is_another(follo
     assert {opened["resume"] for opened in library.opened} == {"allow"}
 
 
+def test_two_services_know_a_resumed_run_by_one_identity(follow, monkeypatch):
+    libraries = [FakeLibrary(name) for name in ("trackio", "wandb")]
+    for library in libraries:
+        monkeypatch.setitem(sys.modules, library.__name__, library)
+    for start in (0, 20):
+        follow("trackio", "wandb", start=start).close()
+    for library, key in zip(libraries, ("name", "id"), strict=True):
+        first, resumed = (opened[key] for opened in library.opened)
+        assert first == resumed
+
+
 def test_a_tracker_that_fails_is_one_warning_and_the_others_go_on(follow, library, tmp_path, said):
     run = follow("tensorboard", library.__name__)
     library.log = lambda *_, **__: 1 / 0
