@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax import Array
 
 from sem_jax.inference.decoding import Decoder, Prepared, SamplingOptions, Text
 from sem_jax.modules.model import SEM, ModelParts
-from sem_jax.modules.probe import LastPart, Observer
+from sem_jax.modules.probe import OutputObserver
 
 LIKELIEST = 20  # tokens of a distribution that are told
 
@@ -75,7 +75,7 @@ class Watcher:
         model = parts.merge()
 
         def draw(text: Text) -> tuple[Text, dict[str, Array]]:
-            text, drawn = self._decoder.next_token(model, prepared, text, options, context_length, _Waves())
+            text, drawn = self._decoder.next_token(model, prepared, text, options, context_length, OutputObserver())
             log_probs, likeliest = jax.lax.top_k(drawn.log_probs, min(LIKELIEST, len(drawn.log_probs)))
             chances = jax.nn.softmax(drawn.logits)
             before, after = _around(model, drawn.seen)
@@ -93,20 +93,6 @@ class Watcher:
 
         texts, found = jax.vmap(draw)(texts)
         return texts, jax.tree.map(lambda x: x[0], found)
-
-
-class _Waves(Observer):
-    """Keeps the wave after every module."""
-
-    def probe(self, slots: Any) -> LastPart:
-        """See `Observer`."""
-        del slots
-        return LastPart()
-
-    def seen(self, probe: Any, module: Any, state: Any, context: Any) -> Array:
-        """See `Observer`."""
-        del module, state, context
-        return probe.wave
 
 
 def _around(model: SEM, seen: dict[str, Array]) -> tuple[Array, Array]:

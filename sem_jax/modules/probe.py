@@ -63,3 +63,17 @@ class Observer:
           context: `Context` of the pass.
         """
         del probe, module, state, context
+
+
+class OutputObserver(Observer):
+    """Keeps what every module puts out."""
+
+    def probe(self, slots: Any) -> LastPart:
+        """See `Observer`."""
+        del slots
+        return LastPart()
+
+    def seen(self, probe: Any, module: Any, state: Any, context: Any) -> Any:
+        """See `Observer`."""
+        del module, state, context
+        return probe.wave

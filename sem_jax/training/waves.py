@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sem_jax.core.statistics import phase_coherence, root_mean_square
-from sem_jax.modules.probe import LastPart, Observer
+from sem_jax.modules.probe import OutputObserver
 
 
 class WaveStats(NamedTuple):
@@ -18,15 +18,10 @@ class WaveStats(NamedTuple):
     coherence: Array  # 0 to 1, see `sem_jax.core.statistics.phase_coherence`
 
 
-class WaveObserver(Observer):
+class WaveObserver(OutputObserver):
     """Keeps `WaveStats` of every module, without a second pass."""
-
-    def probe(self, slots: Any) -> LastPart:
-        """See `Observer`."""
-        del slots
-        return LastPart()
 
     def seen(self, probe: Any, module: Any, state: Any, context: Any) -> WaveStats:
         """See `Observer`."""
-        del module, state, context
-        return WaveStats(jnp.square(root_mean_square(probe.wave)), phase_coherence(probe.wave))
+        wave = super().seen(probe, module, state, context)
+        return WaveStats(jnp.square(root_mean_square(wave)), phase_coherence(wave))
