@@ -98,7 +98,7 @@ def load(workdir: str | Path, step: Choice = None, fallback: bool = False) -> La
     if (record := exported(workdir)) is not None:
         if step not in (None, record.step):
             raise CheckpointError(f"{workdir} holds the model of step {record.step} alone; ask for no checkpoint")
-        return load_folder(workdir)
+        return load_folder(workdir, record)
     run = restore_run(workdir, step, fallback)
     return LanguageModel(run.config, run.tokenizer, run.state.evaluated, run.step)
 

@@ -58,11 +58,6 @@ class Drawn(NamedTuple):
     seen: dict[str, Any]  # `ForwardStats.seen` of the pass
 
 
-def sample(key: Array, log_probs: Array, options: SamplingOptions) -> Array:
-    """Draws tokens: [..., V] to [...]."""
-    return jax.random.categorical(key, sampling_logits(log_probs, options), axis=-1)
-
-
 def sampling_logits(log_probs: Array, options: SamplingOptions) -> Array:
     """The logits [..., V] that tokens are drawn with; -inf: never.
 

@@ -44,7 +44,6 @@ class Session:
     def description(self) -> dict[str, Any]:
         """What the page tells of the model, and the defaults of its controls."""
         config, model = self.model.config, self.model
-        sampling = config.sampling
         return {
             "name": self.name,
             "run": config.name,
@@ -54,15 +53,15 @@ class Session:
             "layers": config.model.num_layers,
             "channels": config.model.hidden_dim,
             "kind": watched_kind(model.parts.merge()).removesuffix("s"),
-            "defaults": {
-                "prompt": sampling.prompt,
-                "max_tokens": min(sampling.max_tokens, MOST_TOKENS),
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-                "seed": 0,
-            },
+            "defaults": self.defaults,
         }
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Values of the controls until somebody changes them."""
+        sampling = self.model.config.sampling
+        options = {name: getattr(sampling, name) for name in ("prompt", *_OPTIONS)}
+        return options | {"max_tokens": min(sampling.max_tokens, MOST_TOKENS), "seed": 0}
 
     def lines(self, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The answer to a request, line by line; nothing is computed before the first is asked for.
@@ -73,8 +72,7 @@ class Session:
         Raises:
           ConfigError, DataError: a value is impossible; at once, with the words of `LanguageModel.generate`.
         """
-        defaults = self.description()["defaults"]
-        prompt, max_tokens, seed = (values.get(name, defaults[name]) for name in ("prompt", "max_tokens", "seed"))
+        prompt, max_tokens, seed = ((self.defaults | values)[name] for name in ("prompt", "max_tokens", "seed"))
         if not isinstance(prompt, str) or len(prompt) > LONGEST_PROMPT:
             raise ConfigError(f"the prompt must be a text of at most {LONGEST_PROMPT:,} characters")
         if isinstance(seed, bool) or not isinstance(seed, int):

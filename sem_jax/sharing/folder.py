@@ -16,7 +16,7 @@ from sem_jax.data.files import content_digest, write_atomically
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.sharing.card import model_card
 from sem_jax.sharing.weights import read_weights, write_weights
-from sem_jax.training.workdir import exported, open_workdir, write_record
+from sem_jax.training.workdir import Exported, exported, open_workdir, write_record
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 FILES = (WEIGHTS, "config.json", "tokenizer.json", CARD)
@@ -87,8 +87,12 @@ def write_folder(folder: str | Path, model: LanguageModel, lines: list[dict[str,
     return target
 
 
-def load_folder(folder: str | Path) -> LanguageModel:
+def load_folder(folder: str | Path, record: Exported) -> LanguageModel:
     """The model of an exported folder. No file of it is trusted, and none can run code.
+
+    Args:
+      folder: of `write_folder`.
+      record: its own, as of `exported`.
 
     Raises:
       ConfigError, DataError, CheckpointError: a file is missing, damaged, leads elsewhere or does not fit the others.
@@ -96,8 +100,6 @@ def load_folder(folder: str | Path) -> LanguageModel:
     folder = Path(folder)
     for name in FILES[:3]:
         _require_inside(folder, name)
-    record = exported(folder)
-    assert record is not None, "the caller has asked"
     config, tokenizer = open_workdir(folder)
     parts = read_weights(folder / WEIGHTS, config.model, record.weights)
     return LanguageModel(config, tokenizer, parts, record.step)

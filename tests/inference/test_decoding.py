@@ -14,7 +14,7 @@ from sem_jax.inference.decoding import (
     SamplingOptions,
     _read_token,
     reader_starts,
-    sample,
+    sampling_logits,
 )
 from sem_jax.modules.model import init_model
 
@@ -201,7 +201,11 @@ def test_prompts_options_and_numbers_of_every_kind_share_one_compilation(parts):
 
 PROBABILITIES = np.array([0.05, 0.3, 0.02, 0.25, 0.08, 0.1, 0.2])
 DRAWS = 20_000
-draw = jax.jit(sample)
+
+
+@jax.jit
+def draw(key, log_probs, options):
+    return jax.random.categorical(key, sampling_logits(log_probs, options), axis=-1)
 
 
 def draw_many(options, seed=0):
