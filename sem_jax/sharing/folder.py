@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import safetensors
 
 from sem_jax.config import Config, ConfigError, build
 from sem_jax.data import DataError
-from sem_jax.data.files import content_digest, write_atomically
+from sem_jax.data.files import content_digest, folder_atomically, write_atomically
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.sharing.card import model_card
 from sem_jax.sharing.weights import read_weights, write_weights
@@ -68,22 +66,16 @@ def write_folder(folder: str | Path, model: LanguageModel, lines: list[dict[str,
       DataError: it cannot be written.
     """
     target = require_target(folder)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     config = _without_places(model.config)
     try:
-        partial.mkdir(parents=True)
-        write_weights(partial / WEIGHTS, model.parts)
-        model.tokenizer.save(partial / "tokenizer.json")
-        write_atomically(partial / CARD, model_card(model, config, lines))
-        digests = {"weights": content_digest(partial / WEIGHTS), "card": content_digest(partial / CARD)}
-        write_record(partial, config, data_fingerprint, step=model.step, **digests)
-        _put(partial, target)
+        with folder_atomically(target) as partial:
+            write_weights(partial / WEIGHTS, model.parts)
+            model.tokenizer.save(partial / "tokenizer.json")
+            write_atomically(partial / CARD, model_card(model, config, lines))
+            digests = {"weights": content_digest(partial / WEIGHTS), "card": content_digest(partial / CARD)}
+            write_record(partial, config, data_fingerprint, step=model.step, **digests)
     except safetensors.SafetensorError as error:
         raise DataError(f"cannot write {target}: {error}; make room, or choose another place") from error
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}; choose a place that can be written to") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -103,21 +95,6 @@ def load_folder(folder: str | Path, record: Exported) -> LanguageModel:
     config, tokenizer = open_workdir(folder)
     parts = read_weights(folder / WEIGHTS, config.model, record.weights)
     return LanguageModel(config, tokenizer, parts, record.step)
-
-
-def _put(partial: Path, target: Path) -> None:
-    """Moves a folder to its place; what stood there goes only when the new one stands."""
-    if not target.exists() or not any(target.iterdir()):
-        os.replace(partial, target)
-        return
-    old = partial.with_suffix(".old")
-    os.replace(target, old)
-    try:
-        os.replace(partial, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _require_inside(folder: Path, name: str) -> None:

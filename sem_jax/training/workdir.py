@@ -7,15 +7,13 @@ import dataclasses
 import fcntl
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sem_jax.config import Config, ConfigError, build, upgrade
 from sem_jax.data import DataError, Dataset, Tokenizer, load_tokenizer
-from sem_jax.data.files import content_digest, parse_json, read_text, write_atomically
+from sem_jax.data.files import content_digest, folder_atomically, parse_json, read_text, write_atomically
 from sem_jax.data.seal import SEAL, sealed, unsealed
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.metrics import validation_losses
@@ -163,18 +161,11 @@ def create_workdir(workdir: str | Path, config: Config, tokenizer: Tokenizer, st
     folder = Path(workdir).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} already holds something; give --workdir a new or an empty folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with folder_atomically(folder) as partial:
         tokenizer.save(partial / "tokenizer.json")
         with Checkpointer(checkpoint_folder(partial), config.training.keep_checkpoints) as checkpointer:
             checkpointer.save(0, state)
         write_record(partial, config, _NO_DATA)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror}; choose a place that can be written to") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def data_fingerprint(workdir: str | Path) -> str | None:
