@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arena.rivals import RIVALS
+from sem_jax.data.files import write_atomically
 
 TUNING_SEED = 100  # no other figure uses it
 
@@ -46,10 +47,7 @@ class Record:
         start = time.perf_counter()
         cell = asked | measure() | {"seconds": round(time.perf_counter() - start, 1)}
         self.content["cells"].append(cell)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(as_text(self.content), encoding="utf-8")
-        part.replace(self.path)
+        write_atomically(self.path, as_text(self.content))
         print(json.dumps(cell), file=sys.stderr, flush=True)
         return cell
 

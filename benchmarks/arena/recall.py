@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, trial
-from arena.rivals import RIVALS
+from arena.rivals import RIVALS, pairs
 from arena.trials import Budget, judge, train, trial_values
 from sem_jax.data import Batch
 
@@ -26,19 +26,19 @@ TASKS = {
 }
 
 
-def associative(rows: int, length: int, pairs: int, seed: tuple[int, ...]) -> Batch:
+def associative(rows: int, length: int, items: int, seed: tuple[int, ...]) -> Batch:
     """Pairs of key and value, then each key once more at a random place among filler; its answer is its value."""
     rng = np.random.default_rng(seed)
     inputs, answers = np.zeros((2, rows, length), np.int64)
     weights = np.zeros((rows, length), np.float32)
     for row in range(rows):
-        keys = 1 + rng.permutation(KEYS)[:pairs]
-        values = 1 + KEYS + rng.integers(VALUES, size=pairs)
-        places = 2 * pairs + rng.permutation(length - 2 * pairs)[:pairs]
-        inputs[row, 0 : 2 * pairs : 2], inputs[row, 1 : 2 * pairs : 2] = keys, values
+        keys = 1 + rng.permutation(KEYS)[:items]
+        values = 1 + KEYS + rng.integers(VALUES, size=items)
+        places = 2 * items + rng.permutation(length - 2 * items)[:items]
+        inputs[row, 0 : 2 * items : 2], inputs[row, 1 : 2 * items : 2] = keys, values
         inputs[row, places], answers[row, places] = keys, values
         weights[row, places] = 1
-    return _pairs(inputs, answers, weights)
+    return pairs(inputs, answers, weights, VOCABULARY)
 
 
 def copying(rows: int, length: int, symbols: int, seed: tuple[int, ...]) -> Batch:
@@ -53,14 +53,7 @@ def copying(rows: int, length: int, symbols: int, seed: tuple[int, ...]) -> Batc
         answers[row, body:] = inputs[row, places]
     inputs[:, body:] = 1 + COPY_SYMBOLS
     weights[:, body:] = 1
-    return _pairs(inputs, answers, weights)
-
-
-def _pairs(inputs: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Batch:
-    tokens = np.zeros((len(inputs), inputs.shape[1] + 1), np.int32)
-    tokens[:, :-1] = inputs
-    tokens[:, 1:] += (VOCABULARY * answers).astype(np.int32)
-    return Batch(tokens, np.zeros_like(tokens, bool), weights)
+    return pairs(inputs, answers, weights, VOCABULARY)
 
 
 def batch(task: str, rows: int, seed: tuple[int, ...]) -> Batch:

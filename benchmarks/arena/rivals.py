@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -19,6 +20,7 @@ from arena.mamba2 import Mamba2
 from arena.real import RealModel
 from arena.real_sem import RealMixer
 from sem_jax.config import MixerConfig, ModelConfig
+from sem_jax.data import Batch
 from sem_jax.modules import model
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import SEM
@@ -116,3 +118,11 @@ def tagged(kind: type[SEM], vocabulary: int) -> type[SEM]:
             return super().__call__(tokens % vocabulary, *args, **kwargs)
 
     return Tagged
+
+
+def pairs(inputs: np.ndarray, answers: np.ndarray, weights: np.ndarray, vocabulary: int) -> Batch:
+    """Inputs, an answer to each and its weight, [B, S], as a batch of `tagged` tokens."""
+    tokens = np.zeros((len(inputs), inputs.shape[1] + 1), np.int32)
+    tokens[:, :-1] = inputs
+    tokens[:, 1:] += (vocabulary * answers).astype(np.int32)
+    return Batch(tokens, np.zeros_like(tokens, bool), weights)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, rate_table, trial
-from arena.rivals import RIVALS
+from arena.rivals import RIVALS, pairs
 from arena.trials import Budget, judge, train, trial_values
 from sem_jax.data import Batch
 
@@ -57,10 +57,7 @@ def batch(group: str, rows: int, length: int, seed: tuple[int, ...]) -> Batch:
     for place in range(length):
         state = products[state, elements[:, place]]
         answers[:, place] = state
-    tokens = np.zeros((rows, length + 1), np.int32)
-    tokens[:, :-1] = elements
-    tokens[:, 1:] += (VOCABULARY * answers).astype(np.int32)
-    return Batch(tokens, np.zeros_like(tokens, bool), np.ones((rows, length), np.float32))
+    return pairs(elements, answers, np.ones((rows, length), np.float32), VOCABULARY)
 
 
 BUDGET = Budget(parameters=24_000, vocabulary=VOCABULARY, steps=600, batch=32, tags=True)

@@ -123,7 +123,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _require_honest_torch(path: Path, torch: Any) -> None:
-    """Refuses a file whose tensors are larger than the file, before memory is taken for them.
+    """Refuses a file whose tensors are larger than the file, before memory is taken for them, or with endless names.
 
     PyTorch does not compress, so neither the archive nor the storages can hold more bytes than the file, and a tensor
     no more entries than its storage, unless one entry stands for many.
