@@ -3,11 +3,11 @@
 Command:  PYTHONPATH=benchmarks python -m arena TABLE [--seeds=3 --path=FILE --folder=docs/results]
           [--print] [--page=docs/arena.md]
 
-TABLE is state_tracking, depth, recall, language or decoding.
+TABLE is state_tracking, depth, recall, language, sampling or decoding.
 
-Each table has a file in the folder, written after every trial, so that a campaign goes on where it was stopped. The
+Each table has a file in the folder, written whenever trials end, so that a campaign goes on where it was stopped. The
 command trains what the file lacks and prints the tables of docs/arena.md; with --print it trains nothing. `language`
-reads FILE, tiny Shakespeare.
+and `sampling` read FILE, tiny Shakespeare.
 
 All models are trained by the package's own step: its data, schedule, clipping, guard, and Muon for the matrices of the
 layers. Each has about as many parameters as the others, a complex one counted twice, and its own learning rate, chosen
@@ -25,7 +25,7 @@ from arena.catalogue import TABLES, record_of, text_of
 from arena.page import write_table
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trials of each cell.", lower_bound=1)
-_PATH = flags.DEFINE_string("path", None, "Text file, for the language table.")
+_PATH = flags.DEFINE_string("path", None, "Text file, for the tables of language and sampling.")
 _FOLDER = flags.DEFINE_string("folder", "docs/results", "Where the trials are kept.")
 _PRINT = flags.DEFINE_bool("print", False, "Only print the tables of the trials that are there.")
 _PAGE = flags.DEFINE_string("page", None, "Page, docs/arena.md, whose tables to replace by these.")
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
     record, table = record_of(name, Path(_FOLDER.value)), TABLES[name]
     if not _PRINT.value:
         text = {}
-        if name == "language":
-            text["path"] = _PATH.value or sys.exit("the language table needs --path=FILE")
+        if name in ("language", "sampling"):
+            text["path"] = _PATH.value or sys.exit(f"the {name} table needs --path=FILE")
         table.campaign(record, _SEEDS.value, **text)
     print(text_of(name, record))
     if _PAGE.value:

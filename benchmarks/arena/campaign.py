@@ -39,17 +39,18 @@ class Record:
             if self.content["budget"] != json.loads(json.dumps(budget)):
                 raise SystemExit(f"{path} holds cells of another budget, {self.content['budget']}; move it away")
 
-    def cell(self, measure: Callable[[], Cell], **asked: Any) -> Cell:
-        """The cell that answers what is asked, measured if the file lacks it."""
-        found = self.cells(**asked)
-        if found:
-            return found[0]
-        start = time.perf_counter()
-        cell = asked | measure() | {"seconds": round(time.perf_counter() - start, 1)}
-        self.content["cells"].append(cell)
-        write_atomically(self.path, as_text(self.content))
-        print(json.dumps(cell), file=sys.stderr, flush=True)
-        return cell
+    def answers(self, asked: Sequence[Cell], measure: Callable[[list[Cell]], list[Cell]]) -> list[Cell]:
+        """The cell that answers each question, those that the file lacks measured together."""
+        lacking = [question for question in asked if not self.cells(**question)]
+        if lacking:
+            start = time.perf_counter()
+            found = measure(lacking)
+            seconds = round((time.perf_counter() - start) / len(lacking), 1)
+            made = [q | cell | {"seconds": seconds} for q, cell in zip(lacking, found, strict=True)]
+            self.content["cells"] += made
+            write_atomically(self.path, as_text(self.content))
+            print(*map(json.dumps, made), sep="\n", file=sys.stderr, flush=True)
+        return [self.cells(**question)[0] for question in asked]
 
     def cells(self, **asked: Any) -> list[Cell]:
         """All cells with these values."""
@@ -62,16 +63,22 @@ def as_text(content: dict[str, Any]) -> str:
     return f'{{"budget": {json.dumps(content["budget"])},\n "cells": [\n  {lines}\n ]}}\n'
 
 
-def trial(record: Record, measure: Callable[..., Cell], grid: Grid, **asked: Any) -> Cell:
-    """A trial of `measure(rival, task, layers, rate, seed)` at the rival's best learning rate of a grid."""
-    tuning = {"rival": asked["rival"], "task": grid.task, "layers": grid.layers, "seed": TUNING_SEED}
+def tuned(
+    record: Record, measure: Callable[[list[Cell]], list[Cell]], grid: Grid, rival: str, asked: Sequence[Cell]
+) -> list[Cell]:
+    """Trials of a rival at its best learning rate of a grid.
 
-    def cell(**asked: Any) -> Cell:
-        return record.cell(lambda: measure(**asked), **asked)
-
-    losses = {rate: cell(**tuning, rate=rate)["loss"] for rate in grid.rates}
-    best = min(losses, key=lambda rate: losses[rate] if np.isfinite(losses[rate]) else np.inf)
-    return cell(**asked, rate=best)
+    Args:
+      record: what is there.
+      measure: trains all trials that it is given side by side.
+      grid: the learning rates.
+      rival: its name.
+      asked: task, layers and seed of each trial.
+    """
+    tuning = {"rival": rival, "task": grid.task, "layers": grid.layers, "seed": TUNING_SEED}
+    tried = record.answers([tuning | {"rate": rate} for rate in grid.rates], measure)
+    best = min(tried, key=lambda cell: cell["loss"] if np.isfinite(cell["loss"]) else np.inf)
+    return record.answers([{"rival": rival, **question, "rate": best["rate"]} for question in asked], measure)
 
 
 def judged(record: Record, **asked: Any) -> list[Cell]:

@@ -22,9 +22,9 @@ RIVAL_NAMES, PASTS, CALLS = ("sem", "sem_real", "gpt", "mamba2", "gru"), (64, 10
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """One measurement of each model after each past; a fresh model costs what a trained one does."""
     del seeds
-    for name in RIVAL_NAMES:
-        for past in PASTS:
-            record.cell(lambda name=name, past=past: measure(budget, name, past), rival=name, past=past)
+    asked = [{"rival": name, "past": past} for name in RIVAL_NAMES for past in PASTS]
+    for each in asked:
+        record.answers([each], lambda lacking: [measure(budget, **question) for question in lacking])
 
 
 def measure(budget: Budget, rival: str, past: int) -> Cell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from arena.campaign import Record, markdown, trial
+from arena.campaign import Record, markdown, tuned
 from arena.rivals import RIVALS
 from arena.state_tracking import BUDGET, GRID, GROUPS, accuracies, measure
 from arena.trials import Budget
@@ -13,13 +13,11 @@ RIVAL_NAMES, DEPTHS, TASKS = ("sem", "sem_no_position", "sem_real", "gpt", "mamb
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """Seed after seed."""
-    for seed in range(seeds):
+    """Depth after depth of each rival."""
+    for name in RIVAL_NAMES:
         for layers in DEPTHS:
-            for task in TASKS:
-                for name in RIVAL_NAMES:
-                    what = {"rival": name, "task": task, "layers": layers, "seed": seed}
-                    trial(record, partial(measure, budget), GRID, **what)
+            asked = [{"task": task, "layers": layers, "seed": seed} for seed in range(seeds) for task in TASKS]
+            tuned(record, partial(measure, budget), GRID, name, asked)
 
 
 def tables(record: Record) -> str:

@@ -11,15 +11,15 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, trial
+from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, tuned
 from arena.rivals import RIVALS
-from arena.trials import Budget, Trained, judge, train, trial_values
+from arena.trials import Budget, Trained, Trial, judge, step_ms, train, trial_values
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
 
 BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 LENGTH, LAYERS = 64, 2
-GRID = Grid((4e-3, 1.2e-2), "tokens", LAYERS)
+GRID = Grid((1.3e-3, 4e-3, 1.2e-2, 3.6e-2), "tokens", LAYERS)
 RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru", "sem_real", "sem_no_position", "sem_fixed", "sem_born")
 TIMED = ("gpt", "mamba2", "gru")  # they also get the time that the SEM takes
 MOST_STEPS = 4  # times the budget's
@@ -27,31 +27,43 @@ BUCKETS = (0, 64, 128, 256, 512, 1024)  # positions at which a stretch of the lo
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = "") -> None:
-    """All models at equal tokens, then some at equal time, seed after seed, on the text file at `path`."""
-    for seed in range(seeds):
-        for name in RIVAL_NAMES:
-            what = {"rival": name, "layers": LAYERS, "seed": seed}
-            trial(record, partial(measure, budget, path), GRID, task="tokens", **what)
-        for name in TIMED:
-            longer = replace(budget, steps=steps_of_equal_time(record, name, budget))
-            what = {"rival": name, "layers": LAYERS, "seed": seed}
-            trial(record, partial(measure, longer, path), GRID, task="time", **what)
+    """All models at equal tokens, then some at equal time, on the text file at `path`."""
+    asked = [{"task": "tokens", "layers": LAYERS, "seed": seed} for seed in range(seeds)]
+    for name in RIVAL_NAMES:
+        tuned(record, partial(measure, budget, path), GRID, name, asked)
+    for name in TIMED:
+        longer = replace(budget, steps=steps_of_equal_time(record, name, budget, path))
+        tuned(record, partial(measure, longer, path), GRID, name, [each | {"task": "time"} for each in asked])
 
 
-def steps_of_equal_time(record: Record, name: str, budget: Budget) -> int:
-    """How many steps take as long as the SEM's budget, in hundreds, by the steps of the first seed."""
-    sem, rival = (judged(record, rival=each, task="tokens", seed=0)[0]["step_ms"] for each in ("sem", name))
-    return 100 * max(round(min(MOST_STEPS, sem / rival) * budget.steps / 100), 1)
+def steps_of_equal_time(record: Record, name: str, budget: Budget, path: str) -> int:
+    """How many steps take as long as the SEM's budget, in hundreds, by what a step takes where this is called first."""
+    batch = dataset(path, 0, budget.batch, LENGTH).train.batch(0)
+
+    def measure(asked: list[Cell]) -> list[Cell]:
+        return [{"step_ms": step_ms(each["rival"], budget, LAYERS, batch)} for each in asked]
+
+    speeds = record.answers([{"rival": each, "task": "speed", "layers": LAYERS} for each in ("sem", name)], measure)
+    ratio = speeds[0]["step_ms"] / speeds[1]["step_ms"]
+    return 100 * max(round(min(MOST_STEPS, ratio) * budget.steps / 100), 1)
 
 
-def measure(budget: Budget, path: str, rival: str, task: str, layers: int, rate: float, seed: int) -> Cell:
-    """One trial: nats a character in windows of the training length, and by position in longer ones."""
-    del task
-    data = dataset(path, seed, budget.batch, LENGTH)
-    found = train(rival, budget, layers, rate, seed, data.train.batch)
-    cell = trial_values(rival, budget, layers, found) | {"steps": budget.steps}
+def measure(budget: Budget, path: str, asked: list[Cell]) -> list[Cell]:
+    """Trials of one rival: each nats a character in windows of the training length, and by position in longer ones."""
+    rival, layers = asked[0]["rival"], asked[0]["layers"]
+    trials = [
+        Trial(each["rate"], each["seed"], dataset(path, each["seed"], budget.batch, LENGTH).train.batch)
+        for each in asked
+    ]
+    trained = train(rival, budget, layers, trials)
+    return [_cell(budget, path, each, found) for each, found in zip(asked, trained, strict=True)]
+
+
+def _cell(budget: Budget, path: str, asked: Cell, found: Trained) -> Cell:
+    rival, seed = asked["rival"], asked["seed"]
+    cell = trial_values(rival, budget, asked["layers"], found) | {"steps": budget.steps}
     if seed != TUNING_SEED:
-        held_out = data.validation.evaluation_batches(100)
+        held_out = dataset(path, seed, budget.batch, LENGTH).validation.evaluation_batches(100)
         long = dataset(path, 0, budget.batch, BUCKETS[-1]).validation.evaluation_batches(10)
         cell["nats"] = round(float(np.mean(_nats(rival, budget, found, held_out))), 4)
         by_position = _nats(rival, budget, found, long).mean(axis=0)
@@ -85,8 +97,8 @@ def tables(record: Record) -> str:
         equal_tokens = judged(record, rival=name, task="tokens")
         equal_time = judged(record, rival=name, task="time")
         steps = f"{equal_time[0]['steps']}" if equal_time else "–"
-        step_ms = mean_and_spread([cell["step_ms"] for cell in equal_tokens], 0)
-        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps, step_ms])
+        speed = mean_and_spread([cell["step_ms"] for cell in record.cells(rival=name, task="speed")], 0)
+        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps, speed])
         by_position = [cell["nats_by_position"] for cell in equal_tokens]
         lengths.append(
             [RIVALS[name].title, *(mean_and_spread(list(each), 3) for each in zip(*by_position, strict=True))]

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, trial
+from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, tuned
 from arena.rivals import RIVALS, pairs
-from arena.trials import Budget, judge, train, trial_values
+from arena.trials import Budget, Trained, Trial, judge, train, trial_values
 from sem_jax.data import Batch
 
 VOCABULARY = 96  # token 0 is filler, 1..47 are keys, 48..95 are values
@@ -17,7 +18,7 @@ KEYS, VALUES = 47, 48
 COPY_SYMBOLS = 16
 BUDGET = Budget(parameters=48_000, vocabulary=VOCABULARY, steps=1000, batch=32, tags=True)
 LAYERS = 2
-GRID = Grid((4e-3, 1.2e-2), "mqar_64_4", LAYERS)
+GRID = Grid((1.3e-3, 4e-3, 1.2e-2, 3.6e-2), "mqar_64_4", LAYERS)
 RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru", "sem_real", "sem_fixed")
 TASKS = {
     "mqar_64_4": "recall, 4 pairs in 64 tokens",
@@ -63,22 +64,32 @@ def batch(task: str, rows: int, seed: tuple[int, ...]) -> Batch:
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """Task after task of each seed."""
-    for seed in range(seeds):
-        for task in TASKS:
-            for name in RIVAL_NAMES:
-                what = {"rival": name, "task": task, "layers": LAYERS, "seed": seed}
-                trial(record, partial(measure, budget), GRID, **what)
+    """All tasks of one length side by side, rival after rival."""
+    by_length = itertools.groupby(TASKS, key=lambda task: task.split("_")[1])
+    groups = [tuple(group) for _, group in by_length]
+    for name in RIVAL_NAMES:
+        for group in groups:
+            asked = [{"task": task, "layers": LAYERS, "seed": seed} for seed in range(seeds) for task in group]
+            tuned(record, partial(measure, budget), GRID, name, asked)
 
 
-def measure(budget: Budget, rival: str, task: str, layers: int, rate: float, seed: int) -> Cell:
-    """One trial: the loss at the end of training, and the share of right answers to 512 fresh sequences."""
-    found = train(rival, budget, layers, rate, seed, lambda number: batch(task, budget.batch, (seed, number)))
-    cell = trial_values(rival, budget, layers, found)
-    if seed != TUNING_SEED:
-        held_out = [batch(task, 32, (2**31, number)) for number in range(16)]
-        right = [judge(rival, budget, found.parts, each)[1][each.weights > 0] for each in held_out]
-        cell["accuracy"] = round(float(np.mean(right)), 4)
+def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
+    """Trials of one rival: each the loss at the end of training, and the share of right answers to 512 sequences."""
+    rival, layers = asked[0]["rival"], asked[0]["layers"]
+
+    def trial(task: str, rate: float, seed: int) -> Trial:
+        return Trial(rate, seed, lambda number: batch(task, budget.batch, (seed, number)))
+
+    trained = train(rival, budget, layers, [trial(each["task"], each["rate"], each["seed"]) for each in asked])
+    return [_cell(budget, each, found) for each, found in zip(asked, trained, strict=True)]
+
+
+def _cell(budget: Budget, asked: Cell, found: Trained) -> Cell:
+    cell = trial_values(asked["rival"], budget, asked["layers"], found)
+    if asked["seed"] != TUNING_SEED:
+        held_out = [batch(asked["task"], 32, (2**31, number)) for number in range(16)]
+        right = [judge(asked["rival"], budget, found.parts, each)[1][each.weights > 0] for each in held_out]
+        cell["accuracy"] = round(float(np.mean(np.concatenate(right))), 4)
     return cell
 
 

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, rate_table, trial
+from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, rate_table, tuned
 from arena.rivals import RIVALS, pairs
-from arena.trials import Budget, judge, train, trial_values
+from arena.trials import Budget, Trained, Trial, judge, train, trial_values
 from sem_jax.data import Batch
 
 VOCABULARY = 60  # of every group, so that all of them run the same programs
@@ -63,29 +63,34 @@ def batch(group: str, rows: int, length: int, seed: tuple[int, ...]) -> Batch:
 BUDGET = Budget(parameters=24_000, vocabulary=VOCABULARY, steps=600, batch=32, tags=True)
 LENGTH, LENGTHS = 40, (40, 256, 1024)
 ROWS, ANSWERS = 64, 16  # accuracy counts the last answers of so many sequences
-GRID = Grid((4e-3, 1.2e-2), "mod3", 1)
 RIVAL_NAMES = ("sem", "sem_no_position", "sem_real", "gpt", "mamba2", "gru", "sem_no_rotation", "sem_fixed")
+GRID = Grid((1.3e-3, 4e-3, 1.2e-2, 3.6e-2), "mod3", 1)
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """All groups in one layer, seed after seed."""
-    for seed in range(seeds):
-        for task in GROUPS:
-            for name in RIVAL_NAMES:
-                what = {"rival": name, "task": task, "layers": 1, "seed": seed}
-                trial(record, partial(measure, budget), GRID, **what)
+    """All groups and seeds in one layer, rival after rival."""
+    asked = [{"task": task, "layers": 1, "seed": seed} for seed in range(seeds) for task in GROUPS]
+    for name in RIVAL_NAMES:
+        tuned(record, partial(measure, budget), GRID, name, asked)
 
 
-def measure(budget: Budget, rival: str, task: str, layers: int, rate: float, seed: int) -> Cell:
-    """One trial: the loss at the end of training, and the share of right answers after so many tokens."""
-    found = train(rival, budget, layers, rate, seed, lambda number: batch(task, budget.batch, LENGTH, (seed, number)))
-    cell = trial_values(rival, budget, layers, found)
-    for length in () if seed == TUNING_SEED else LENGTHS:
+def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
+    """Trials of one rival: each the loss at the end of training, and the share of right answers at each length."""
+    rival, layers = asked[0]["rival"], asked[0]["layers"]
+
+    def trial(task: str, rate: float, seed: int) -> Trial:
+        return Trial(rate, seed, lambda number: batch(task, budget.batch, LENGTH, (seed, number)))
+
+    trained = train(rival, budget, layers, [trial(each["task"], each["rate"], each["seed"]) for each in asked])
+    return [_cell(budget, each, found) for each, found in zip(asked, trained, strict=True)]
+
+
+def _cell(budget: Budget, asked: Cell, found: Trained) -> Cell:
+    cell = trial_values(asked["rival"], budget, asked["layers"], found)
+    for length in () if asked["seed"] == TUNING_SEED else LENGTHS:
         # Few rows at a time: at 1024 tokens the scores of 64 sequences would take a gigabyte.
-        parts = [
-            judge(rival, budget, found.parts, batch(task, 8, length, (2**31, length, number)))[1][:, -ANSWERS:]
-            for number in range(ROWS // 8)
-        ]
+        held_out = (batch(asked["task"], 8, length, (2**31, length, number)) for number in range(ROWS // 8))
+        parts = [judge(asked["rival"], budget, found.parts, each)[1][:, -ANSWERS:] for each in held_out]
         cell[f"accuracy_{length}"] = round(float(np.mean(parts)), 4)
     return cell
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from sem_jax.config import Config, build, default
 from sem_jax.data import Batch
 from sem_jax.modules.model import ModelParts, abstract_model, count_parameters
 from sem_jax.training.host import single_threaded_lapack
-from sem_jax.training.state import init_state
-from sem_jax.training.step import TrainStep, make_train_step
+from sem_jax.training.state import TrainState, init_state
+from sem_jax.training.step import StepMetrics, make_train_step
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,19 @@ class Budget:
     weight_decay: float = 0.1
 
 
+class Trial(NamedTuple):
+    """What trials that train side by side do not share."""
+
+    rate: float
+    seed: int
+    batch: Callable[[int], Batch]  # by number, of the same shape in all of them
+
+
 class Trained(NamedTuple):
     """What a trial leaves behind."""
 
     parts: ModelParts
-    losses: list[float]  # nats a target in training, of each step
-    seconds: float  # processor time of a step, the median: what else the machine does matters little
+    losses: np.ndarray  # nats a target in training, [steps]
     skipped: int  # steps that the guard refused
 
 
@@ -81,32 +88,66 @@ def parameters(name: str, budget: Budget, layers: int, dim: int = 0) -> int:
         return count_parameters(abstract_model(config.model).params)
 
 
-def train(name: str, budget: Budget, layers: int, rate: float, seed: int, batches: Callable[[int], Batch]) -> Trained:
-    """Trains a rival on batch 0, 1, ... of a task."""
-    config = configure(name, budget, layers, rate)
-    times, losses = [], []
+def train(name: str, budget: Budget, layers: int, trials: Sequence[Trial]) -> list[Trained]:
+    """Trains a rival once for each trial, all of them in one program.
+
+    A model this small leaves an accelerator idle between its operations; many beside one another take hardly longer
+    than one. Each trial computes what it would compute alone.
+    """
+    config = configure(name, budget, layers, trials[0].rate)
+    rates, losses = jnp.asarray([trial.rate for trial in trials]), []
     with single_threaded_lapack(), _installed(name, budget):
-        step = _train_step(name, budget, layers, rate)
-        state = init_state(replace(config, training=replace(config.training, seed=seed)))
+        step = _step_of_all(name, budget, layers)
+        starts = {
+            seed: init_state(replace(config, training=replace(config.training, seed=seed)))
+            for seed in {trial.seed for trial in trials}
+        }
+        state = _stacked([starts[trial.seed] for trial in trials])
         for number in range(budget.steps):
-            batch = batches(number)
-            start = time.process_time()
-            state, metrics = step(state, batch)
-            losses.append(float(metrics.nll))
-            times.append(time.process_time() - start)
-    return Trained(state.model, losses, float(np.median(times)), int(metrics.skipped))
+            state, metrics = step(state, _stacked([trial.batch(number) for trial in trials]), rates)
+            losses.append(metrics.nll)
+    values, skipped = np.asarray(jnp.stack(losses, axis=1)), np.asarray(metrics.skipped)
+    models = [jax.tree.map(lambda leaf, i=i: leaf[i], state.model) for i in range(len(trials))]
+    return [Trained(*each) for each in zip(models, values, map(int, skipped), strict=True)]
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Trees of arrays as one, with a leading axis."""
+    return jax.tree.map(
+        lambda *leaves: np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves), *trees
+    )
 
 
 @functools.cache
-def _train_step(name: str, budget: Budget, layers: int, rate: float) -> TrainStep:
-    return make_train_step(configure(name, budget, layers, rate))
+def _step_of_all(name: str, budget: Budget, layers: int) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """The package's step for a leading axis of states and batches, each at a learning rate of its own."""
+
+    def step(state: TrainState, batch: Batch, rate: Array) -> tuple[TrainState, StepMetrics]:
+        config = configure(name, budget, layers, 1e-3)
+        return make_train_step(replace(config, optimizer=replace(config.optimizer, learning_rate=rate)))(state, batch)
+
+    return jax.jit(jax.vmap(step), donate_argnums=0)
+
+
+def step_ms(name: str, budget: Budget, layers: int, batch: Batch, calls: int = 20) -> float:
+    """Milliseconds of a step of one trial, the median of several.
+
+    Of processor time: what else the machine does matters little.
+    """
+    config, times = configure(name, budget, layers, 1e-3), []
+    with single_threaded_lapack(), _installed(name, budget):
+        step, state = make_train_step(config), init_state(config)
+        for _ in range(calls):
+            start = time.process_time()
+            state, _ = jax.block_until_ready(step(state, batch))
+            times.append(time.process_time() - start)
+    return round(1e3 * float(np.median(times)), 2)
 
 
 def trial_values(name: str, budget: Budget, layers: int, found: Trained) -> dict[str, Any]:
     """What every cell says of its trial."""
     return {
-        "loss": round(float(np.mean(found.losses[-50:])), 4),  # nats a target, of the last 50 batches
-        "step_ms": round(1e3 * found.seconds, 2),
+        "loss": round(float(found.losses[-50:].mean()), 4),  # nats a target, of the last 50 batches
         "skipped": found.skipped,
         "dim": matching_dim(name, budget, layers),
         "parameters": parameters(name, budget, layers),

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arena import decoding, language, recall, state_tracking
-from arena.campaign import TUNING_SEED, Grid, Record, judged, trial
+from arena import decoding, language, recall, sampling, state_tracking
+from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.page import tables_in, write_table
+from arena.rivals import RIVALS, installed
+from arena.trials import Trial, configure, train
+
+from sem_jax.training.state import init_state
+from sem_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "arena.md"
@@ -62,23 +67,43 @@ def test_copying_asks_for_the_symbols_in_their_order():
 def test_the_best_rate_of_the_grid_is_taken_and_no_cell_is_made_twice(tmp_path):
     made = []
 
-    def measure(**asked):
+    def measure(asked):
         made.append(asked)
-        return {"loss": {1: np.nan, 2: 0.5, 3: 0.7}[asked["rate"]]}
+        return [{"loss": {1: np.nan, 2: 0.5, 3: 0.7}[each["rate"]]} for each in asked]
 
     path, grid = tmp_path / "cells.json", Grid((1, 2, 3), "easy", 1)
-    asked = {"rival": "gru", "task": "hard", "layers": 2, "seed": 0}
-    for _ in range(2):
+    asked = [{"task": "hard", "layers": 2, "seed": seed} for seed in range(3)]
+    for count in (2, 2, 3):
         record = Record(path, {"steps": 3})
-        cell = trial(record, measure, grid, **asked)
-        assert cell["rate"] == 2
-    assert made == [
-        *({"rival": "gru", "task": "easy", "layers": 1, "seed": TUNING_SEED, "rate": rate} for rate in (1, 2, 3)),
-        asked | {"rate": 2},
-    ]
-    assert judged(record) == [cell]
+        cells = tuned(record, measure, grid, "gru", asked[:count])
+        assert [cell["rate"] for cell in cells] == [2] * count
+    questions = [{"rival": "gru", "rate": 2} | each for each in asked]
+    tuning = [{"rival": "gru", "task": "easy", "layers": 1, "seed": TUNING_SEED, "rate": rate} for rate in (1, 2, 3)]
+    assert made == [tuning, questions[:2], questions[2:]]
+    assert judged(record) == cells
     with pytest.raises(SystemExit, match="another budget"):
         Record(path, {"steps": 4})
+
+
+def test_trials_side_by_side_are_what_each_is_alone(quick_compilation):
+    budget = dataclasses.replace(tiny(state_tracking), steps=3)
+
+    def trial(rate, seed):
+        return Trial(rate, seed, lambda number: state_tracking.batch("mod3", 2, 8, (seed, number)))
+
+    trials = [trial(1e-2, 0), trial(1e-3, 1)]
+    _, together = train("gpt", budget, 1, trials)
+    config = configure("gpt", budget, 1, trials[1].rate)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=1))
+    losses = []
+    with installed(RIVALS["gpt"], budget.vocabulary):
+        step, state = make_train_step(config), init_state(config)
+        for number in range(budget.steps):
+            state, metrics = step(state, trials[1].batch(number))
+            losses.append(float(metrics.nll))
+    # Means of 16 numbers near 4, each after some hundred roundings of 6e-8; a step at the other rate moves them by more
+    # than 1e-3.
+    np.testing.assert_allclose(together.losses, losses, rtol=1e-5)
 
 
 def tiny(module):
@@ -89,9 +114,8 @@ def test_state_tracking_cell(monkeypatch, tmp_path, quick_compilation):
     monkeypatch.setattr(state_tracking, "LENGTHS", (40,))
     budget = tiny(state_tracking)
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    for seed in range(2):
-        what = {"rival": "gru", "task": "mod2", "layers": 1, "seed": seed}
-        record.cell(lambda what=what: state_tracking.measure(budget, **what, rate=1e-2), **what)
+    what = {"rival": "gru", "task": "mod2", "layers": 1, "rate": 1e-2}
+    record.answers([what | {"seed": seed} for seed in range(2)], lambda asked: state_tracking.measure(budget, asked))
     shares = [100 * cell["accuracy_40"] for cell in record.cells()]
     assert all(0 < share < 100 for share in shares)
     text = f"| GRU | {np.mean(shares):.0f} ±{np.std(shares, ddof=1):.0f} | – |"
@@ -101,8 +125,8 @@ def test_state_tracking_cell(monkeypatch, tmp_path, quick_compilation):
 def test_recall_cell(tmp_path, quick_compilation):
     budget = tiny(recall)
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    what = {"rival": "gru", "task": "copy_64_8", "layers": 1, "seed": 0}
-    cell = record.cell(lambda: recall.measure(budget, **what, rate=1e-2), **what)
+    what = {"rival": "gru", "task": "copy_64_8", "layers": 1, "seed": 0, "rate": 1e-2}
+    (cell,) = record.answers([what], lambda asked: recall.measure(budget, asked))
     assert f"| GRU | – | {100 * cell['accuracy']:.1f} | – |" in recall.tables(record)
 
 
@@ -112,11 +136,37 @@ def test_language_cell(monkeypatch, tmp_path, quick_compilation):
     monkeypatch.setattr(language, "BUCKETS", (0, 64, 128))
     monkeypatch.setattr(language, "RIVAL_NAMES", ("gru",))
     budget = tiny(language)
-    cell = language.measure(budget, str(path), "gru", "tokens", 1, 1e-2, 0)
+    what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    record.cell(lambda: cell, rival="gru", task="tokens", seed=0)
+    (cell,) = record.answers([what], lambda asked: language.measure(budget, str(path), asked))
     assert 1 < cell["nats"] < 1.5 * np.log(65)
     assert f"| GRU | {cell['nats']:.4f} | – | – | " in language.tables(record)
+
+
+def test_calibration_error_is_the_gap_between_sure_and_right():
+    sure = np.array([0.95, 0.95, 0.95, 0.95, 0.62, 0.62])
+    probabilities = np.stack([sure, 1 - sure], axis=-1)
+    targets = np.array([0, 0, 0, 1, 0, 1])
+    # Four of 0.95 with 0.75 right, two of 0.62 with 0.5 right; the two kinds lie in bins of their own.
+    assert sampling.calibration_error(probabilities, targets) == pytest.approx((4 * 0.2 + 2 * 0.12) / 6)
+    assert sampling.nats(probabilities, targets) == pytest.approx(
+        -(3 * np.log(0.95) + np.log(0.05) + np.log(0.62) + np.log(0.38)) / 6
+    )
+
+
+def test_sampling_cell(monkeypatch, tmp_path, quick_compilation):
+    path = tmp_path / "text.txt"
+    path.write_text("the wave turns and the phase turns with it. " * 400, encoding="utf-8")
+    monkeypatch.setattr(sampling, "SAMPLES", 2)
+    monkeypatch.setattr(sampling, "RIVAL", "gru")
+    budget = dataclasses.replace(sampling.BUDGET, steps=8, batch=2, parameters=6000)
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    (cell,) = record.answers([{"run": "1/N", "seed": 0}], lambda asked: sampling.measure(budget, str(path), asked))
+    train_tokens = sampling.dataset(str(path), 0, 2, 64).train_tokens
+    assert cell["temperature"] == pytest.approx(1 / train_tokens)
+    # −log of a mean is at most the mean of −log: the samples together are no worse than they are one by one.
+    assert 1 < cell["nats_together"] < 1.5 * np.log(65)
+    assert f"| T = 1/N | {cell['nats_last']:.4f} | {cell['ece_last']:.4f} | " in sampling.tables(record)
 
 
 def test_decoding_cell(monkeypatch, tmp_path, quick_compilation):
