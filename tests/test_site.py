@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from commands import run_module
+from docutils.utils.math import latex2mathml
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +68,31 @@ def test_the_reference_has_every_public_name(site):
     anchors = Page(site / "docs" / "api.html").anchors
     missing = [name for name in sem_jax.__all__ if f"sem_jax.{name}" not in anchors]
     assert missing == ["__version__"]
+
+
+PAGES_WITH_FORMULAS = [page for page in (ROOT / "docs").glob("*.md") if "```math" in page.read_text()]
+
+
+def formulas(page):
+    """(those in a block, those in a line)."""
+    block = re.compile(r"^ *```math\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+    text = page.read_text()
+    return block.findall(text), re.findall(r"\$([^$]+)\$", re.sub(r"`[^`]*`", "", block.sub("", text)))
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_FORMULAS, ids=lambda page: page.stem)
+def test_every_formula_is_tex_that_can_be_read(page):
+    blocks, lines = formulas(page)
+    assert len(blocks) > 2
+    for formula in blocks + lines:
+        latex2mathml.tex2mathml(formula)  # raises where a command is unknown or a brace is missing
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_FORMULAS, ids=lambda page: page.stem)
+def test_no_formula_in_a_line_holds_what_a_code_host_takes_for_markdown(page):
+    # An escaped sign loses its backslash, a bar ends a cell of a table, and two of these open and close an emphasis.
+    taken = re.compile(r"\\[^A-Za-z]|[|*]|<(?! )|(?<![A-Za-z0-9])_")
+    assert [formula for formula in formulas(page)[1] if taken.search(formula)] == []
 
 
 @pytest.mark.slow
