@@ -23,11 +23,14 @@ BLOCKS = re.findall(
 )
 TYPED = [shlex.split(line) for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 EXPERIMENT = """
-from ml_collections import ConfigDict
 from small import fields
 
+from sem_jax.config import default
+
 def get_config():
-    return ConfigDict(fields(name="quickstart", data__path="text.txt"))
+    config = default()
+    config.update(fields(name="quickstart", data__path="text.txt"))
+    return config
 """
 
 
@@ -37,7 +40,10 @@ def training_of_make():
     return line.split(" -m sem_jax.")[1].split()
 
 
-def test_every_command_exists_and_every_field_that_it_sets():
+def test_every_example_can_be_read_and_every_command_and_field_exists():
+    for kind, block in BLOCKS:
+        if kind == "python":
+            compile(block, "docs/tutorial.md", "exec")
     assert len(TYPED) > 8
     for words in TYPED:
         assert words == ["make", "train"] or (words[0] == ".venv/bin/sem-jax" and words[1] in COMMANDS), words
