@@ -1,4 +1,4 @@
-# `make train`, `make test` and `make bench` each start from nothing but Python >= 3.11, git and make.
+# `make train`, `make test`, `make docs` and `make bench` each start from nothing but Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ CHECKED := tests/core tests/data tests/modules tests/torch_reference tests/test_
   $(wildcard tests/config tests/test_config*.py) \
   --ignore=tests/core/test_solver_grid.py --ignore=tests/modules/test_goldens.py
 
-.PHONY: train check test test-slow bench lint format clean
+.PHONY: train check test test-slow bench docs lint format clean
 
 # One stamp a set of extras: the environment is rebuilt when its declaration changes.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
@@ -32,6 +32,11 @@ test-slow: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/summary.py --folder=runs/bench
+
+# Runs the notebook, a few minutes, unless it has run as it stands; a warning is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -33,8 +33,8 @@ CHUNK_ROWS = 1024
 class Gram(NamedTuple):
     """G and the factor e^max(β) taken out of it against overflow."""
 
-    matrix: Array  # [D, D] complex Hermitian
-    log_scale: Array  # scalar, max β
+    matrix: Array  #: [D, D] complex Hermitian
+    log_scale: Array  #: scalar, max β
 
 
 def gram_matrix(weight: Array, bias: Array) -> Gram:

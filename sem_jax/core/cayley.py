@@ -46,9 +46,9 @@ class SolverOptions(NamedTuple):
     """How to apply U; hashable, so that it is static under `jax.jit`."""
 
     solver: str = "cg"
-    max_iter: int = 8  # of cg and cg_on_cayley
-    tol: float = 1e-7  # relative residual at which cg and chebyshev stop
-    degree: int = 64  # of chebyshev, at most; enough for single precision while hλ <= 10
+    max_iter: int = 8  #: of cg and cg_on_cayley
+    tol: float = 1e-7  #: relative residual at which cg and chebyshev stop
+    degree: int = 64  #: of chebyshev, at most; enough for single precision while hλ <= 10
 
 
 DEFAULT_OPTIONS = SolverOptions()
@@ -58,7 +58,7 @@ class PreparedStep(NamedTuple):
     """What a step needs besides ψ; for many steps under one Hamiltonian it is computed once."""
 
     hamiltonian: Hamiltonian
-    solution: Array | None  # U of the dense solver, the spectral bound of Chebyshev's
+    solution: Array | None  #: U of the dense solver, the spectral bound of Chebyshev's
 
 
 def prepare_step(

@@ -31,7 +31,7 @@ def expi(phase: Array) -> Array:
 
 
 def stored(function: Callable[..., Any], *args: Any) -> Any:
-    """function(*args), computed once and kept in memory; all arrays have a common leading axis.
+    """`function(*args)`, computed once and kept in memory; all arrays have a common leading axis.
 
     XLA:CPU fuses arithmetic into every function that reads its result, so that a cosine with four readers is computed
     four times, and `optimization_barrier` is gone before it fuses. It does not fuse across a loop: there, this is one

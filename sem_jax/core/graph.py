@@ -21,14 +21,14 @@ from sem_jax.core.complex_ops import HIGHEST
 class SparseHamiltonian(NamedTuple):
     """Edge list form. An edge from a node to itself contributes nothing and serves as padding."""
 
-    edges: Array  # [2, E] int, the two ends of each undirected edge
-    weights: Array  # [E] real, non-negative
+    edges: Array  #: [2, E] int, the two ends of each undirected edge
+    weights: Array  #: [E] real, non-negative
 
 
 class DenseHamiltonian(NamedTuple):
     """Matrix form."""
 
-    matrix: Array  # [D, D] real symmetric
+    matrix: Array  #: [D, D] real symmetric
 
 
 Hamiltonian = SparseHamiltonian | DenseHamiltonian

@@ -15,8 +15,8 @@ from sem_jax.core.complex_ops import abs_sq
 class SolveInfo(NamedTuple):
     """What a linear solve reports."""
 
-    iterations: Array  # scalar int32, the most that any right-hand side took
-    residual: Array  # [...], relative residual of each right-hand side
+    iterations: Array  #: scalar int32, the most that any right-hand side took
+    residual: Array  #: [...], relative residual of each right-hand side
 
 
 def conjugate_gradient(

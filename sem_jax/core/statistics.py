@@ -18,14 +18,14 @@ from sem_jax.core.complex_ops import abs_sq
 class Description(NamedTuple):
     """One array in scalars; NaN where a number is not defined."""
 
-    bad: Array  # int32, entries that are not finite
-    first_bad: Array  # int32 [axes of z], index of the first of them, all −1 where there is none
-    rms: Array  # root of the mean |z|²
-    largest: Array  # max |z|
-    kurtosis: Array  # see `excess_kurtosis`
-    tail: Array  # see `hill_index`
-    entropy: Array  # bits, see `channel_entropy`
-    coherence: Array  # 0 to 1, see `phase_coherence`
+    bad: Array  #: int32, entries that are not finite
+    first_bad: Array  #: int32 [axes of z], index of the first of them, all −1 where there is none
+    rms: Array  #: root of the mean |z|²
+    largest: Array  #: max |z|
+    kurtosis: Array  #: see `excess_kurtosis`
+    tail: Array  #: see `hill_index`
+    entropy: Array  #: bits, see `channel_entropy`
+    coherence: Array  #: 0 to 1, see `phase_coherence`
 
 
 def describe(z: Array) -> Description:

@@ -27,7 +27,7 @@ UNCLIPPED_MAX_NORM = 1e9
 class LangevinAdamWState(NamedTuple):
     """State of `langevin_adamw`."""
 
-    direction: dict[str, optax.OptState]  # of the stages "conjugate", "clip", "muon", "adam", "decay" and "groups"
+    direction: dict[str, optax.OptState]  #: of the stages "conjugate", "clip", "muon", "adam", "decay" and "groups"
     noise: optax.OptState
 
 

@@ -18,26 +18,26 @@ class Reason(enum.IntEnum):
     Where there are several causes, the largest number: it is the nearest to their root.
     """
 
-    SPIKE = 1  # all is finite, but loss or gradient norm are far above those of the last steps
-    MOMENTS = 2  # the state of the guarded transformation after the step
-    PARAMETERS = 3  # after the step
+    SPIKE = 1  #: all is finite, but loss or gradient norm are far above those of the last steps
+    MOMENTS = 2  #: the state of the guarded transformation after the step
+    PARAMETERS = 3  #: after the step
     UPDATE = 4
-    GRADIENT = 5  # or a global norm that overflows or exceeds `max_norm`
+    GRADIENT = 5  #: or a global norm that overflows or exceeds `max_norm`
     LOSS = 6
-    STATE = 7  # the parameters or the inner state before the step: no skip can mend them
+    STATE = 7  #: the parameters or the inner state before the step, which no skip can mend
 
 
 class FiniteGuardState(NamedTuple):
     """State of `finite_guard`; every field but `inner` and `spikes` is a scalar."""
 
     inner: optax.OptState
-    lr_scale: jax.Array  # float32, in [min_scale, 1]: multiplies the schedule
-    skipped: jax.Array  # int32, bad steps so far
-    consecutive: jax.Array  # int32, bad steps in a row up to the last one; 0 says that the last step was good
-    clean: jax.Array  # int32, good steps since the last bad one
-    reason: jax.Array  # int32, `Reason` of the last bad step; 0 before the first
-    leaf: jax.Array  # int32, the first one with this cause: an index into `leaf_names`, -1 where it is the loss
-    spikes: SpikeState | None  # None where spikes are taken
+    lr_scale: jax.Array  #: float32, in [min_scale, 1]; multiplies the schedule
+    skipped: jax.Array  #: int32, bad steps so far
+    consecutive: jax.Array  #: int32, bad steps in a row up to the last one; 0 says that the last step was good
+    clean: jax.Array  #: int32, good steps since the last bad one
+    reason: jax.Array  #: int32, `Reason` of the last bad step; 0 before the first
+    leaf: jax.Array  #: int32, index in `leaf_names` of the first one with this cause, -1 where it is the loss
+    spikes: SpikeState | None  #: None where spikes are taken
 
 
 def finite_guard(

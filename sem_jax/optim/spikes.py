@@ -14,9 +14,9 @@ _LEAST = 0.01
 class SpikeState(NamedTuple):
     """What `judge_spike` compares with."""
 
-    window: jax.Array  # float32 [steps, 2], a ring: loss and log of the gradient norm of steps that were taken
-    held: jax.Array  # int32, steps taken in since the window was empty
-    streak: jax.Array  # int32, spikes in a row up to the last step
+    window: jax.Array  #: float32 [steps, 2], a ring of loss and log of the gradient norm of steps that were taken
+    held: jax.Array  #: int32, steps taken in since the window was empty
+    streak: jax.Array  #: int32, spikes in a row up to the last step
 
 
 def init_spikes(steps: int) -> SpikeState:

@@ -22,13 +22,13 @@ from sem_jax.training.step import StepMetrics, TrainStep, make_train_step
 class Place(enum.IntEnum):
     """Where a fault strikes. All but the last three are refused without a trace; those damage the state itself."""
 
-    BATCH = 0  # the weight of one target
+    BATCH = 0  #: the weight of one target
     LOSS = 1
     GRADIENT = 2
-    UPDATE = 3  # what the optimizer proposes to add to the parameters
-    NEW_FIRST_MOMENT = 4  # what it proposes as its own next state
+    UPDATE = 3  #: what the optimizer proposes to add to the parameters
+    NEW_FIRST_MOMENT = 4  #: what it proposes as its own next state
     NEW_SECOND_MOMENT = 5
-    PARAMETER = 6  # before the step
+    PARAMETER = 6  #: before the step
     FIRST_MOMENT = 7
     SECOND_MOMENT = 8
 
@@ -36,10 +36,10 @@ class Place(enum.IntEnum):
 class Fault(NamedTuple):
     """One number of one step; the first entry of a leaf, and the imaginary part where the leaf is complex."""
 
-    place: int | Array  # `Place`
-    step: int | Array  # as it is reported, counted from 1
+    place: int | Array  #: `Place`
+    step: int | Array  #: as it is reported, counted from 1
     value: float | Array
-    leaf: str | int | Array = 0  # a parameter such as "readout/weight", or its index; BATCH and LOSS have no leaf
+    leaf: str | int | Array = 0  #: a parameter such as "readout/weight", or its index; BATCH and LOSS have no leaf
 
 
 def planting(*faults: Fault) -> Callable[[Config], TrainStep]:
