@@ -35,7 +35,7 @@ myst_fence_as_directive = ["math"]  # ```math, which code hosts render, too
 highlight_language = "none"  # where a block names no language
 nb_execution_mode = "cache"  # beside the site; a notebook that has not changed is not run again
 nb_execution_in_temp = True
-nb_execution_timeout = 900
+nb_execution_timeout = 1800  # seconds a cell, for machines with other work to do
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
