@@ -11,18 +11,19 @@ import jax
 
 from sem_jax.config import Config, lookup, with_posterior_temperature, with_vocabulary
 from sem_jax.config.fields import walk
-from sem_jax.data import Dataset, Prefetch, open_dataset
+from sem_jax.data import Batch, Dataset, Prefetch, open_dataset
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.clock import Clock
+from sem_jax.training.curriculum import Curriculum, obstacle
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.monitor import Monitor
 from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
 from sem_jax.training.profile import Profile
-from sem_jax.training.state import TrainState, batch_number, init_state
+from sem_jax.training.state import TrainState, init_state, leaves_of_first_stage
 from sem_jax.training.step import TrainStep, make_train_step
 from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
 
@@ -68,6 +69,7 @@ def train(
     with all_or_none():
         dataset = open_dataset(config.data, training.seed, training.global_batch)
         config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
+        curriculum = Curriculum(config, dataset)
     require_same(_common(config, dataset))
     layout = make_layout(config)
     state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
@@ -79,11 +81,10 @@ def train(
                 for change in prepare_workdir(workdir, config, dataset):
                     echo(f"changed since the last start: {change}")
 
-        train_step = (make_step or make_train_step)(config)
+        train_steps = [(make_step or make_train_step)(each) for each in curriculum.configs]
         evaluate = Evaluator(config, dataset)
         sampler = LanguageModel(config, dataset.tokenizer, state.model)
         sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first sample
-        own_rows = layout.own_rows(training.global_batch)
         stack.enter_context(single_threaded_lapack())
         checkpointer = stack.enter_context(
             Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints, str(layout))
@@ -91,7 +92,9 @@ def train(
         start = 0
         if checkpointer.latest_step() is not None:
             with clock.spending("restore"):
-                start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
+                absent = leaves_of_first_stage(config)
+                start, state = checkpointer.restore(layout.abstract(state), fallback=fallback, absent=absent)
+            curriculum.resume(state)
             for damaged, what in checkpointer.passed_over.items():
                 echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
             echo(f"resuming from step {start}")
@@ -103,8 +106,12 @@ def train(
         interrupted = stack.enter_context(interruptible(echo, unread))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer, clock))
         profile = stack.enter_context(Profile(training.profile if is_first() else "", workdir, start, report.note))
-        numbers = (batch_number(training, step) for step in range(start, training.max_steps))
-        batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))
+        report.resumed(curriculum.number, curriculum.stage)
+
+        def own_batch(step: int) -> Batch:
+            return curriculum.batch(step, layout.own_rows(curriculum.stage.global_batch))
+
+        batches = stack.enter_context(Prefetch(own_batch, range(start, training.max_steps)))
         stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
         def evaluate_and_sample(step: int, state: TrainState) -> None:
@@ -114,6 +121,15 @@ def train(
                 if is_first():
                     report.sample(step, sampler.generate(config.sampling.prompt))
 
+        def next_stage(step: int, state: TrainState) -> TrainState:
+            if reason := obstacle(state, checkpointer.losses):
+                report.stage_waits(step, curriculum.number + 1, reason)
+                return state
+            state = curriculum.begin_next(step, state)
+            report.stage(step, curriculum.number, curriculum.stage, curriculum.tokens(step))
+            batches.restart(range(step, training.max_steps))
+            return state
+
         step = start
         clock.turn("step")
         if report.owes_evaluation:
@@ -121,11 +137,14 @@ def train(
         for step, batch in enumerate(clock.waiting(batches, "data"), start=start + 1):
             profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
+                placed = layout.place_batch(batch, curriculum.stage.global_batch)
+                state, metrics = train_steps[curriculum.number - 1](state, placed)
             profile.after(step, state)
             report.step(step, metrics)
             checkpointer.check()
             last = interrupted(step) or step == training.max_steps
+            if curriculum.is_due(step):
+                state = next_stage(step, state)  # before it is saved, so that the run goes on in the same stage
             # Saved first: what follows may fail, and a stop may leave little time.
             if step % training.checkpoint_every == 0 or last:
                 with report.paused("save"):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
-Split = Literal["train", "validation", "skip", "health", "sample", "time"]
+Split = Literal["train", "validation", "skip", "health", "sample", "time", "stage"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 _CHECKSUM = ', "crc": '
@@ -82,7 +82,8 @@ class MetricsWriter:
 
         Args:
           split: what the values were measured on; "skip" tells of a step that the guard refused, "health" of the
-            propagators layer by layer, "sample" what the model has written, "time" where the time of the run went.
+            propagators layer by layer, "sample" what the model has written, "time" where the time of the run went,
+            "stage" that a stage of the curriculum begins, or why it waits.
           step: training steps taken so far.
           **values: by name; numbers, arrays of one number, lists of numbers, or text.
 

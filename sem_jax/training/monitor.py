@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sem_jax.config import Config
+from sem_jax.config import Config, Stage, stages_of
 from sem_jax.data import Dataset
 from sem_jax.errors import SemJaxError
 from sem_jax.modules.propagator import PropagatorStats
@@ -91,7 +91,8 @@ class Monitor:
         if self._writer is not None:
             self._clock.add(seconds_in(self._writer.spent) | {"lost": self._writer.lost_seconds})
         self._throughput = Throughput()
-        self._tokens_per_step = config.training.global_batch * config.data.seq_length
+        self._tokens_per_step = stages_of(config)[0].tokens
+        self._obstacle = ""
         self._recent: list[StepMetrics] = []
         self._start = time.perf_counter() - (self._writer.seconds if self._writer else 0)
         self.validation: dict[str, float] = {}
@@ -121,6 +122,26 @@ class Monitor:
     def note(self, text: str) -> None:
         """Prints a line of its own."""
         self._progress.note(text)
+
+    def resumed(self, number: int, stage: Stage) -> None:
+        """Learns in which stage the run goes on."""
+        self._tokens_per_step = stage.tokens
+        if number > 1:
+            self.note(f"in stage {number}, {stage}")
+
+    def stage(self, step: int, number: int, stage: Stage, tokens: int) -> None:
+        """Reports that a stage begins after `step` steps, in which the run has read so many tokens."""
+        self._read(self._late.flush())
+        self._write("stage", step, stage=number, tokens=tokens, tokens_per_step=stage.tokens, **stage.sizes())
+        self.note(f"step {step}: stage {number} begins, {stage}")
+        self._tokens_per_step, self._throughput, self._obstacle = stage.tokens, Throughput(), ""
+
+    def stage_waits(self, step: int, number: int, reason: str) -> None:
+        """Reports why a stage that is due does not begin; once for each reason."""
+        if reason != self._obstacle:
+            self._obstacle = reason
+            self._write("stage", step, stage=number, waits=reason)
+            self.note(f"step {step}: stage {number} waits, for {reason}")
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""

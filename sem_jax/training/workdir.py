@@ -18,7 +18,7 @@ from sem_jax.data.seal import SEAL, sealed, unsealed
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.metrics import validation_losses
 from sem_jax.training.retention import Choice
-from sem_jax.training.state import TrainState, abstract_state
+from sem_jax.training.state import TrainState, abstract_state, leaves_of_first_stage
 
 _log = logging.getLogger(__name__)
 _RECORDED = {"config", "data_fingerprint", "tokenizer"}
@@ -260,7 +260,7 @@ def restore_run(workdir: str | Path, step: Choice = None, fallback: bool = False
     with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
         if step == "best":
             checkpointer.losses |= validation_losses(workdir)
-        found, state = checkpointer.restore(abstract_state(config), step, fallback)
+        found, state = checkpointer.restore(abstract_state(config), step, fallback, leaves_of_first_stage(config))
         for damage in checkpointer.passed_over.values():
             _log.warning("%s; step %d takes its place", damage, found)
     return Run(config, tokenizer, found, state)
