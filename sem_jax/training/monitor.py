@@ -141,7 +141,7 @@ class Monitor:
         if reason != self._obstacle:
             self._obstacle = reason
             self._write("stage", step, stage=number, waits=reason)
-            self.note(f"step {step}: stage {number} waits, for {reason}")
+            self.note(f"step {step}: stage {number} waits: {reason}")
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""

@@ -1,18 +1,25 @@
-"""Stages of a run: when they begin, what they train with, and that a stop at any point changes no bit of it."""
+"""Stages of a run: when they begin, what they train with, and that a stop at any point changes no bit of it.
+
+The loop, its checkpoints and its data are real; the programs are stand-ins, whose parameters tell which batches they
+have seen. `test_staged_run.py` trains a real model.
+"""
 
 import dataclasses
 import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import config as small_config
-from small import differing_leaves, shared_programs, text_config
+from small import differing_leaves, text_config
 
 from sem_jax.config import ConfigError, build, stages_of
 from sem_jax.data import DataError, open_dataset
 from sem_jax.diagnosis import run as diagnosis
+from sem_jax.modules.propagator import PropagatorStats
+from sem_jax.optim import Reason
 from sem_jax.report import report
 from sem_jax.reporting.page import page
 from sem_jax.reporting.runs import read_runs
@@ -21,15 +28,15 @@ from sem_jax.training import evaluation, loop
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.curriculum import Curriculum, obstacle, tokens_read
 from sem_jax.training.loop import train
+from sem_jax.training.loss import LossSums
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.state import abstract_state
+from sem_jax.training.state import abstract_state, stage_state
+from sem_jax.training.step import EvalMetrics, StepMetrics
 from sem_jax.training.workdir import checkpoint_folder, open_workdir, restore_run
 
 STEPS = 12
-DUE, BAD = 5, 4  # the step before the stage is bad, so that it waits
-REGROWTH = 3
-BEGUN = BAD + REGROWTH
+BAD, DUE, BEGUN = 4, 5, 7  # the step before the stage is bad, so that it waits
 FIRST, SECOND = 4 * 16, 4 * 24  # tokens of a step
 
 
@@ -37,31 +44,63 @@ FIRST, SECOND = 4 * 16, 4 * 24  # tokens of a step
 def config(tmp_path_factory):
     return text_config(
         tmp_path_factory.mktemp("data"),
-        optimizer__temperature=1e-7,
-        optimizer__guard_regrow_steps=REGROWTH,
         training__stages=f"{DUE}:24",
         training__max_steps=STEPS,
         training__checkpoint_every=2,
     )
 
 
+def stand_in_step(config):
+    """A step that adds the tokens of its batch to every parameter; one bad step costs the guard's scale for a while."""
+
+    def step(state, batch):
+        number = int(state.step) + 1
+        params = jax.tree.map(lambda leaf: leaf * 0.5 + float(batch.tokens.sum()), state.params)
+        scale, bad = np.float32(0.5 if BAD <= number < BEGUN else 1), np.int32(number == BAD)
+        guard = state.opt_state._replace(lr_scale=scale, consecutive=bad)
+        state = state.replace(step=state.step + 1, params=params, opt_state=guard)
+        zero = np.float32(0)
+        numbers = {name: zero for name in StepMetrics._fields} | {"consecutive": bad, "leaf": np.int32(-1)}
+        numbers |= {"reason": np.int32(Reason.LOSS), "distill": None, "lr_scale": scale}
+        return state, StepMetrics(**numbers | {"propagators": PropagatorStats(*[np.zeros(1)] * 4)})
+
+    return step
+
+
+def stand_in_evaluation(config):
+    """An evaluation whose loss tells the size of its batches."""
+
+    def step(parts, batch):
+        sums = LossSums(loss=np.float32(0), nll=np.float32(batch.tokens.size), weight=np.float32(1), divergence=None)
+        return EvalMetrics(sums, PropagatorStats(*[np.zeros(1)] * 4), {})
+
+    return step
+
+
 @pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with shared_programs():
+def programs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "init_state", zero_state)
+        patch.setattr(loop, "make_train_step", stand_in_step)
+        patch.setattr(evaluation, "make_eval_step", stand_in_evaluation)
+        patch.setattr(loop.LanguageModel, "generate", lambda self, prompt: prompt)
         yield
 
 
-def with_a_bad_step(seen):
-    """A step whose batch is spoilt once; every batch that a step is given goes into `seen`, by step."""
+def zero_state(config):
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(config))
+    return zeros.replace(stage=stage_state(stages_of(config)[0]))
+
+
+def recording(seen):
+    """The step, which puts every batch that it is given into `seen`, by step."""
 
     def make_step(config):
-        train_step = loop.make_train_step(config)
+        train_step = stand_in_step(config)
 
         def step(state, batch):
-            number = int(state.step) + 1
-            seen[number] = jax.device_get(batch)
-            weights = batch.weights * (np.nan if number == BAD else 1)
-            return train_step(state, batch._replace(weights=weights))
+            seen[int(state.step) + 1] = jax.device_get(batch)
+            return train_step(state, batch)
 
         return step
 
@@ -72,7 +111,7 @@ def with_a_bad_step(seen):
 def uninterrupted(config, programs, tmp_path_factory):
     """(workdir, batches by step) of a run from the first to the last step."""
     workdir, seen = tmp_path_factory.mktemp("uninterrupted") / "run", {}
-    assert train(config, workdir, make_step=with_a_bad_step(seen)).finished
+    assert train(config, workdir, make_step=recording(seen)).finished
     return workdir, seen
 
 
@@ -112,15 +151,12 @@ def test_each_stage_trains_on_its_own_batches_from_where_the_one_before_has_stop
 
 def test_validation_keeps_the_length_of_the_first_stage(uninterrupted):
     """So that the numbers before and after can be compared."""
-    workdir, _ = uninterrupted
-    config, _ = open_workdir(workdir)
-    again = evaluation.Evaluator(config, open_dataset(config.data, 0, 4))(state_of(workdir).evaluated)
-    *_, last = lines_of(workdir, "validation")
-    assert (last["step"], last["nll"]) == (STEPS, again.values["nll"])
+    lines = lines_of(uninterrupted[0], "validation")
+    assert [(line["step"], line["nll"]) for line in lines] == [(6, 4 * 17), (12, 4 * 17)]
 
 
 @pytest.mark.parametrize("stop", [DUE, BEGUN, BEGUN + 1])
-def test_a_run_stopped_anywhere_ends_with_the_same_bits(config, uninterrupted, tmp_path, monkeypatch, stop):
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(config, uninterrupted, tmp_path, stop):
     original = Monitor.step
 
     def step(self, step, metrics):
@@ -130,9 +166,9 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(config, uninterrupted, t
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Monitor, "step", step)
-        assert train(config, tmp_path, make_step=with_a_bad_step({})).step == stop
+        assert train(config, tmp_path, make_step=recording({})).step == stop
     seen = {}
-    assert train(config, tmp_path, make_step=with_a_bad_step(seen)).finished
+    assert train(config, tmp_path, make_step=recording(seen)).finished
     assert list(seen) == list(range(stop + 1, STEPS + 1))
     assert differing_leaves(state_of(tmp_path), state_of(uninterrupted[0])) == []
     begun = [[line for line in lines_of(each, "stage") if "tokens" in line] for each in (tmp_path, uninterrupted[0])]
@@ -146,11 +182,11 @@ def test_a_run_killed_anywhere_ends_with_the_same_bits(config, uninterrupted, tm
     """As after kill -9: metrics.jsonl is ahead of the checkpoint that the run goes on from."""
     workdir = tmp_path / "run"
     kept = dataclasses.replace(config, training=dataclasses.replace(config.training, keep_checkpoints=9))
-    train(kept, workdir, make_step=with_a_bad_step({}))
+    train(kept, workdir, make_step=recording({}))
     for path in checkpoint_folder(workdir).iterdir():
         if int(path.name) > back_to:
             shutil.rmtree(path)
-    assert train(config, workdir, make_step=with_a_bad_step({})).finished
+    assert train(config, workdir, make_step=recording({})).finished
     assert differing_leaves(state_of(workdir), state_of(uninterrupted[0])) == []
     assert [line["step"] for line in lines_of(workdir, "stage") if "tokens" in line] == [BEGUN]
 
