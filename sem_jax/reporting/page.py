@@ -129,7 +129,7 @@ def _header(title: str, runs: Sequence[Run], live: bool) -> Node:
     about = [
         f"{first.config.data.source}, vocabulary {first.tokenizer.vocab_size:,} ({first.tokenizer.kind}), "
         f"{first.config.training.global_batch} × {first.config.data.seq_length} tokens a step",
-        *events_of(first.split("stage")),
+        *events_of([*first.split("stage"), *first.split("rescue")]),
     ]
     return element(
         "header",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from sem_jax.training.curriculum import Curriculum, obstacle
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
-from sem_jax.training.monitor import Monitor
+from sem_jax.training.monitor import Monitor, TrainingDiverged
 from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
 from sem_jax.training.profile import Profile
+from sem_jax.training.rescue import Remedy, in_effect, next_remedy, set_unsound_aside, with_remedies
 from sem_jax.training.state import TrainState, init_state, leaves_of_first_stage
 from sem_jax.training.step import TrainStep, make_train_step
-from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
+from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir, recorded_remedies
 
 
 class TrainResult(NamedTuple):
@@ -43,6 +45,7 @@ def train(
     make_step: Callable[[Config], TrainStep] | None = None,
     fallback: bool = False,
     unread: Callable[[], bool] = lambda: False,
+    rescue: bool = False,
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -58,13 +61,50 @@ def train(
       fallback: whether to go on from the newest checkpoint that is intact where newer ones are damaged; these are
         renamed, not deleted.
       unread: whether nobody reads what is printed any more, as behind a closed pipe; the run stops as after Ctrl-C.
+      rescue: whether a run that diverges goes on from its newest sound checkpoint with the next remedy of
+        `sem_jax.training.rescue`.
 
     Raises:
       ConfigError, DataError, CheckpointError: the input, the devices or the workdir cannot be used.
       ProcessError: another process of the run failed, or is not started alike.
-      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
+      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state; with `rescue`, when no
+        remedy is left.
     """
-    training, echo = config.training, echo if is_first() else _say_nothing
+    echo = echo if is_first() else _say_nothing
+    with all_or_none():
+        remedies = recorded_remedies(workdir)
+        config = with_remedies(config, remedies)
+    for remedy in in_effect(config, remedies):
+        echo(f"rescued before: the run goes on with {remedy}; any other value that is given wins")
+    while True:
+        try:
+            return _train(config, workdir, echo, make_step, fallback, unread, remedies)
+        except TrainingDiverged as error:
+            if not rescue:
+                raise
+            echo(f"rescue: {error.cause}")
+            found = next_remedy(config, remedies, error.cause, echo)
+            if found is None:
+                tried = ", then ".join(map(str, remedies)) or "nothing, for no remedy would change anything"
+                raise TrainingDiverged(error.cause, f"No remedy is left; --rescue has tried {tried}") from error
+        gc.collect()  # the state of what has failed, for which there may be no room beside the next one's
+        remedies, config = [*remedies, found], with_remedies(config, [found])
+        good = set_unsound_aside(checkpoint_folder(workdir), config.training.keep_checkpoints, echo)
+        start = "begins anew" if good is None else f"goes on from step {good}, its newest sound checkpoint,"
+        echo(f"rescue: the run {start} with {found}")
+
+
+def _train(
+    config: Config,
+    workdir: str | Path,
+    echo: Callable[[str], None],
+    make_step: Callable[[Config], TrainStep] | None,
+    fallback: bool,
+    unread: Callable[[], bool],
+    remedies: Sequence[Remedy],
+) -> TrainResult:
+    """One attempt of `train`, with the remedies that the configuration has taken."""
+    training = config.training
     clock = Clock()
     with all_or_none():
         dataset = open_dataset(config.data, training.seed, training.global_batch)
@@ -78,7 +118,7 @@ def train(
         with all_or_none():
             if is_first():
                 stack.enter_context(locked_workdir(workdir))
-                for change in prepare_workdir(workdir, config, dataset):
+                for change in prepare_workdir(workdir, config, dataset, remedies):
                     echo(f"changed since the last start: {change}")
 
         train_steps = [(make_step or make_train_step)(each) for each in curriculum.configs]
@@ -106,6 +146,7 @@ def train(
         interrupted = stack.enter_context(interruptible(echo, unread))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer, clock))
         profile = stack.enter_context(Profile(training.profile if is_first() else "", workdir, start, report.note))
+        report.rescued(in_effect(config, remedies))
         report.resumed(curriculum.number, curriculum.stage)
 
         def own_batch(step: int) -> Batch:

@@ -9,30 +9,26 @@ import shutil
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import config as small_config
 from small import differing_leaves, text_config
+from stand_ins import in_place_of_programs, take_step
 
 from sem_jax.config import ConfigError, build, stages_of
 from sem_jax.data import DataError, open_dataset
 from sem_jax.diagnosis import run as diagnosis
-from sem_jax.modules.propagator import PropagatorStats
-from sem_jax.optim import Reason
 from sem_jax.report import report
 from sem_jax.reporting.page import page
 from sem_jax.reporting.runs import read_runs
 from sem_jax.sharing.card import model_card
-from sem_jax.training import evaluation, loop
+from sem_jax.training import loop
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.curriculum import Curriculum, obstacle, tokens_read
 from sem_jax.training.loop import train
-from sem_jax.training.loss import LossSums
 from sem_jax.training.metrics import read_metrics
 from sem_jax.training.monitor import Monitor
-from sem_jax.training.state import abstract_state, stage_state
-from sem_jax.training.step import EvalMetrics, StepMetrics
+from sem_jax.training.state import abstract_state
 from sem_jax.training.workdir import checkpoint_folder, open_workdir, restore_run
 
 STEPS = 12
@@ -50,57 +46,20 @@ def config(tmp_path_factory):
     )
 
 
-def stand_in_step(config):
-    """A step that adds the tokens of its batch to every parameter; one bad step costs the guard's scale for a while."""
-
-    def step(state, batch):
-        number = int(state.step) + 1
-        params = jax.tree.map(lambda leaf: leaf * 0.5 + float(batch.tokens.sum()), state.params)
-        scale, bad = np.float32(0.5 if BAD <= number < BEGUN else 1), np.int32(number == BAD)
-        guard = state.opt_state._replace(lr_scale=scale, consecutive=bad)
-        state = state.replace(step=state.step + 1, params=params, opt_state=guard)
-        zero = np.float32(0)
-        numbers = {name: zero for name in StepMetrics._fields} | {"consecutive": bad, "leaf": np.int32(-1)}
-        numbers |= {"reason": np.int32(Reason.LOSS), "distill": None, "lr_scale": scale}
-        return state, StepMetrics(**numbers | {"propagators": PropagatorStats(*[np.zeros(1)] * 4)})
-
-    return step
-
-
-def stand_in_evaluation(config):
-    """An evaluation whose loss tells the size of its batches."""
-
-    def step(parts, batch):
-        sums = LossSums(loss=np.float32(0), nll=np.float32(batch.tokens.size), weight=np.float32(1), divergence=None)
-        return EvalMetrics(sums, PropagatorStats(*[np.zeros(1)] * 4), {})
-
-    return step
-
-
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "init_state", zero_state)
-        patch.setattr(loop, "make_train_step", stand_in_step)
-        patch.setattr(evaluation, "make_eval_step", stand_in_evaluation)
-        patch.setattr(loop.LanguageModel, "generate", lambda self, prompt: prompt)
+    with in_place_of_programs():
         yield
 
 
-def zero_state(config):
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(config))
-    return zeros.replace(stage=stage_state(stages_of(config)[0]))
-
-
 def recording(seen):
-    """The step, which puts every batch that it is given into `seen`, by step."""
+    """A step that puts every batch it is given into `seen`, by step; one is bad, and the guard recovers slowly."""
 
     def make_step(config):
-        train_step = stand_in_step(config)
-
         def step(state, batch):
-            seen[int(state.step) + 1] = jax.device_get(batch)
-            return train_step(state, batch)
+            number = int(state.step) + 1
+            seen[number] = jax.device_get(batch)
+            return take_step(state, batch, bad=number == BAD, lr_scale=0.5 if BAD <= number < BEGUN else 1)
 
         return step
 
