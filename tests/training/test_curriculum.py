@@ -47,7 +47,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs():
+def programs(quick_compilation):
     with in_place_of_programs():
         yield
 
