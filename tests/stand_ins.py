@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,15 +23,19 @@ _NO_PROPAGATORS = PropagatorStats(*[np.zeros(1)] * 4)
 
 def take_step(state: TrainState, batch: Any, add: float = 0, bad: bool = False, lr_scale: float = 1) -> Any:
     """(state, metrics) after a step: parameters that tell which batches they have seen, and what the guard tells."""
-    guard = state.opt_state
-    consecutive = (guard.consecutive + 1) * np.int32(bad)
+    guard = jax.device_get(state.opt_state)
+    consecutive = np.int32(guard.consecutive + 1 if bad else 0)
     seen = float(np.asarray(batch.tokens).sum()) + add
-    params = state.params if bad else jax.tree.map(lambda leaf: leaf * 0.5 + seen, state.params)
-    guard = guard._replace(consecutive=consecutive, lr_scale=jnp.float32(lr_scale), skipped=guard.skipped + bad)
+    params = state.params if bad else jax.tree.map(lambda leaf: np.asarray(leaf) * 0.5 + seen, state.params)
+    guard = guard._replace(
+        consecutive=consecutive, lr_scale=np.float32(lr_scale), skipped=guard.skipped + np.int32(bad)
+    )
     numbers: dict[str, Any] = dict.fromkeys(StepMetrics._fields, np.float32(0))
     numbers |= {"consecutive": consecutive, "skipped": guard.skipped, "lr_scale": guard.lr_scale, "distill": None}
     numbers |= {"reason": np.int32(Reason.LOSS), "leaf": np.int32(-1), "propagators": _NO_PROPAGATORS}
-    return state.replace(step=state.step + 1, params=params, opt_state=guard), StepMetrics(**numbers)
+    return state.replace(step=np.int32(state.step) + np.int32(1), params=params, opt_state=guard), StepMetrics(
+        **numbers
+    )
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def in_place_of_programs() -> Iterator[None]:
 
 
 def _zero_state(config: Config) -> TrainState:
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(config))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(config))
     return zeros.replace(stage=stage_state(stages_of(config)[0]) if config.training.stages else None)
 
 
