@@ -166,7 +166,7 @@ def _check_stages(config: Config) -> None:
         require(
             stage.begins < max_steps,
             f"{where}: never begins: after {stage.begins} steps the run, of config.training.max_steps = {max_steps}, "
-            "has ended; lower one or raise the other",
+            "has ended; lower one, raise the other, or leave the stage out",
         )
         try:
             for check in (_check_size, _check_data, _check_training):

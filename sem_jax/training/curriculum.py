@@ -102,6 +102,7 @@ def obstacle(state: TrainState, losses: Mapping[int, float]) -> str | None:
     """Why a run is not healthy enough for its next stage, in words; None where it is.
 
     The answer depends on nothing but the state and what has been measured before it, and is the same on all processes.
+    It waits for the step, so it is asked for only while a stage is due.
 
     Args:
       state: after the last step.
