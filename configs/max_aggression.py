@@ -8,7 +8,8 @@ model.propagator.cg_max_iter = 10.
 Variants, as `--config=configs/max_aggression.py:NAME`; model and optimizer are the same in all of them:
   (none)       for one small machine: 1000 steps of 4 x 256 = 1024 tokens on the Python standard library, without a
                teacher; 4 to 9 s a step on two CPU cores that were shared, so an hour or two
-  seed         the seed's batch: 100,000 steps of 4096 x 1024 = 4.2 M tokens, 420 billion in all, with a teacher
+  seed         the seed's batch and stages, with a teacher: 100,000 steps of 4096 x 1024 = 4.2 M tokens, and from step
+               50,000 on 4096 x 2048 = 8.4 M, 629 billion in all
   fineweb_edu  the same on the seed's dataset, read while training (`pip install '.[hf]'`), documents with a
                quality score of at least 3
   smoke        3 real optimizer steps on CPU at full learning rate: one batch of 2 x 64, repeated
@@ -18,7 +19,7 @@ With a teacher the model learns from its own average too, weighted by 1/2, so th
 
 Command:  python -m sem_jax.train --config=configs/max_aggression.py --workdir=runs/max_aggression
 Cost:     the seed's batch is meant for many GPUs or TPUs, and for a corpus of its size: the standard library holds less
-          than one such step. The seed's second stage has 2048 tokens a sequence: --config.data.seq_length=2048.
+          than one such step.
 """
 
 from ml_collections import ConfigDict
@@ -72,7 +73,7 @@ def _small_machine(config: ConfigDict) -> None:
 def _seed_batch(config: ConfigDict) -> None:
     config.data.seq_length = 1024
     config.optimizer.update(warmup_steps=1000, decay_steps=10_000)
-    config.training.update(max_steps=100_000, global_batch=4096, micro_batch=128)
+    config.training.update(max_steps=100_000, global_batch=4096, micro_batch=128, stages="50_000:2048")
     config.training.update(ema_decay=0.9999, ema_decay_start=0.99, ema_decay_steps=10_000)
     config.training.update(distill_weight=0.5, distill_temperature=1.5)
     config.training.update(log_every=5, eval_every=1000, health_every=50, checkpoint_every=1000, keep_checkpoints=5)

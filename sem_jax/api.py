@@ -57,7 +57,9 @@ def init(config: ConfigLike, seed: int = 0) -> LanguageModel:
     return LanguageModel(typed, dataset.tokenizer, init_model(typed.model, seed))
 
 
-def train(config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] = print) -> LanguageModel:
+def train(
+    config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] = print, rescue: bool = False
+) -> LanguageModel:
     """Trains a model, or goes on with the run in `workdir`, until `training.max_steps` or Ctrl-C.
 
     >>> model = sem_jax.train(TINY, workdir, echo=lambda line: None)  # doctest: +ELLIPSIS
@@ -69,15 +71,17 @@ def train(config: ConfigLike, workdir: str | Path, echo: Callable[[str], None] =
       config: the experiment.
       workdir: where metrics, checkpoints and the resolved configuration go.
       echo: prints a line of what is done besides training.
+      rescue: whether a run that diverges goes on with the remedies of docs/running.md, one after the other.
 
     Returns:
       What `load(workdir)` returns.
 
     Raises:
       ConfigError, DataError, CheckpointError, MetricsError: the input or the workdir cannot be used.
-      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
+      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state; with `rescue`, when no
+        remedy is left.
     """
-    loop.train(_typed(config), workdir, echo)
+    loop.train(_typed(config), workdir, echo, rescue=rescue)
     return load(workdir)
 
 

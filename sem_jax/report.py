@@ -16,6 +16,7 @@ from absl import app, flags
 
 from sem_jax.data import DataError
 from sem_jax.data.files import write_atomically
+from sem_jax.reporting.events import events_of
 from sem_jax.reporting.page import FILE_NAME, write_page
 from sem_jax.reporting.runs import number
 from sem_jax.reporting.times import rows_of
@@ -56,6 +57,7 @@ def report(workdir: str | Path) -> str:
             f"Vocabulary {tokenizer.vocab_size} ({tokenizer.kind}), data {config.data.source}, "
             f"{config.training.global_batch} x {config.data.seq_length} tokens a step.",
             "",
+            *_event_list(lines),
             *_training_lines(train),
             "",
             *_skip_table(skips),
@@ -64,6 +66,11 @@ def report(workdir: str | Path) -> str:
             *_time_table([line for line in lines if line["split"] == "time"]),
         ]
     )
+
+
+def _event_list(lines: list[dict[str, Any]]) -> list[str]:
+    events = [f"- {event}" for event in events_of(lines)]
+    return [*events, ""] if events else []
 
 
 def _training_lines(train: list[dict[str, Any]]) -> list[str]:

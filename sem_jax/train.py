@@ -41,6 +41,13 @@ _FALLBACK = flags.DEFINE_bool(
     "fallback", False, "Go on from the newest checkpoint that is intact where newer ones are damaged; they are renamed."
 )
 
+_RESCUE = flags.DEFINE_bool(
+    "rescue",
+    False,
+    "Let a run that diverges go on from its newest sound checkpoint with the report's remedies, one after the other: "
+    "learning rate 6e-4 (or half of a lower one), temperature 0, 10 iterations of CG.",
+)
+
 
 @reporting_errors
 def main(argv: list[str]) -> None:
@@ -56,7 +63,7 @@ def main(argv: list[str]) -> None:
                 print(said)
             return
         with LastingOutput(sys.stdout) as output:
-            result = train(config, _WORKDIR.value, fallback=_FALLBACK.value, unread=output.unread)
+            result = train(config, _WORKDIR.value, fallback=_FALLBACK.value, unread=output.unread, rescue=_RESCUE.value)
             if is_first() and result.finished:
                 print(write_report(_WORKDIR.value))
             elif is_first():

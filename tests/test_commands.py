@@ -191,7 +191,7 @@ def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
     fake.parent.mkdir()
     fake.write_text(
         "import sem_jax.training.loop as loop\n"
-        "def train(config, workdir, fallback, unread):\n"
+        "def train(config, workdir, fallback, unread, rescue):\n"
         "    print('step 7', flush=True)\n"
         "    return loop.TrainResult(7, False, {'unread': unread()})\n"
         "loop.train = train\n"

@@ -26,6 +26,7 @@ from sem_jax.config.model import (
 )
 from sem_jax.config.optimizer import OptimizerConfig, parse_factors
 from sem_jax.config.sampling import SamplingConfig
+from sem_jax.config.stages import Stage, at_stage, stages_of
 from sem_jax.config.training import TrainingConfig, profiled_steps, tracker_names
 from sem_jax.config.upgrade import upgrade
 
@@ -43,14 +44,17 @@ __all__ = [
     "SamplingConfig",
     "ScanMethod",
     "Solver",
+    "Stage",
     "TrainingConfig",
     "Transport",
+    "at_stage",
     "build",
     "default",
     "lookup",
     "override",
     "parse_factors",
     "profiled_steps",
+    "stages_of",
     "to_config_dict",
     "tracker_names",
     "upgrade",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from sem_jax.config.experiment import Config
-from sem_jax.config.fields import require
+from sem_jax.config.fields import ConfigError, require, shown
 from sem_jax.config.model import MOST_EDGES, ModelConfig
 from sem_jax.config.optimizer import OptimizerConfig, parse_factors
 from sem_jax.config.sizes import count_edges, count_state, count_weights
+from sem_jax.config.stages import at_stage, stages_of
 from sem_jax.config.training import profiled_steps, tracker_names
 
 # Each number alone may be large, but not all at once. Eight times the largest models that the package is made for.
@@ -24,6 +25,7 @@ def check_rules(config: Config) -> None:
     _check_optimizer(config.optimizer, config.training.max_steps)
     _check_data(config)
     _check_training(config)
+    _check_stages(config)
     if config.optimizer.thermostat == "posterior":
         _check_posterior(config)
 
@@ -153,6 +155,25 @@ def _check_training(config: Config) -> None:
         "config.training.distill_weight needs config.model.born_floor > 0: the divergence from the teacher is infinite "
         "where an amplitude vanishes",
     )
+
+
+def _check_stages(config: Config) -> None:
+    """A stage that could never begin is an error now, not a disappointment after the last step."""
+    max_steps, before = config.training.max_steps, 0
+    for number, stage in enumerate(stages_of(config)[1:], start=2):
+        where = f"config.training.stages = {shown(config.training.stages)}, stage {number}"
+        require(stage.begins > before, f"{where}: begins after {stage.begins} steps, not after the stage before it")
+        require(
+            stage.begins < max_steps,
+            f"{where}: never begins: after {stage.begins} steps the run, of config.training.max_steps = {max_steps}, "
+            "has ended; lower one, raise the other, or leave the stage out",
+        )
+        try:
+            for check in (_check_size, _check_data, _check_training):
+                check(at_stage(config, stage))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        before = stage.begins
 
 
 def _check_posterior(config: Config) -> None:

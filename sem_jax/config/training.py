@@ -26,6 +26,11 @@ class TrainingConfig:
         at_least=1,
         at_most=MOST_SEQUENCES,
     )
+    stages: str = setting(
+        "",
+        "later stages of a curriculum, as STEP:LENGTHxBATCH/MICRO_BATCH with commas, such as 50000:2048x2048/64: after "
+        "STEP steps, and once the run is healthy, sequences have LENGTH tokens; left out, batches stay; empty: none",
+    )
     log_every: int = setting(
         10, "steps from one line of metrics to the next", unit="steps", at_least=1, at_most=MOST_STEPS
     )

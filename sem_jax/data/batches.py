@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,6 +39,9 @@ class TrainingBatches(Protocol):
           step: of the run.
           rows: which sequences of it to make, ascending numbers below `global_batch`; None: all.
         """
+
+    def recut(self, seq_length: int, global_batch: int) -> TrainingBatches:
+        """The same tokens in batches of another size; raises DataError where they hold no such sequence."""
 
 
 class EvaluationBatches(Protocol):
@@ -107,6 +110,10 @@ class Chunks:
             chunks[here] = permute(places[here], self._num_chunks, (self._seed, int(epoch)))
         return self._sequences.cut(chunks * self._sequences.seq_length)
 
+    def recut(self, seq_length: int, global_batch: int) -> Chunks:
+        """The same tokens in batches of another size."""
+        return Chunks(replace(self._sequences, seq_length=seq_length), self._seed, global_batch)
+
     def evaluation_batches(self, count: int) -> Iterator[Batch]:
         """Chunks in their order: all of them if `count` batches hold them, else as many, evenly spread over the split.
 
@@ -142,6 +149,10 @@ class Windows:
     def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
         """The training batch of a step, counted from 0, or some rows of it."""
         return self._draw((self._seed, step), rows)
+
+    def recut(self, seq_length: int, global_batch: int) -> Windows:
+        """The same tokens in batches of another size; raises as the constructor does."""
+        return Windows(replace(self._sequences, seq_length=seq_length), self._seed, global_batch)
 
     def evaluation_batches(self, count: int) -> Iterator[Batch]:
         """`count` batches of windows that depend on nothing but the split and the sizes."""

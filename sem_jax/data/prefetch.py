@@ -24,7 +24,11 @@ class Prefetch(Iterator[T], Generic[T]):
         self._steps = iter(steps)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._ready: deque[Future[T]] = deque()
-        for _ in range(depth):
+        self._depth = depth
+        self._fill()
+
+    def _fill(self) -> None:
+        for _ in range(self._depth):
             self._request()
 
     def _request(self) -> None:
@@ -38,6 +42,14 @@ class Prefetch(Iterator[T], Generic[T]):
         result = self._ready.popleft().result()
         self._request()
         return result
+
+    def restart(self, steps: Iterable[int]) -> None:
+        """Drops what was made ahead, and goes on with these steps."""
+        self._steps = iter(steps)
+        for early in self._ready:
+            early.cancel()
+        self._ready.clear()
+        self._fill()
 
     def close(self) -> None:
         """Drops what was made ahead and waits for the thread; nothing follows."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,6 +57,7 @@ class StreamedChunks:
         self._open: dict[int, Sequences] = {}
         self._chunks_per_shard = self._num_chunks(config.shard_tokens)
         self._total: int | None = None  # chunks of an epoch
+        self._owner: StreamedChunks | None = None  # of the finalizer, where it is not this one
         self._ender = weakref.finalize(self, producer.close)
 
     def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
@@ -73,6 +76,15 @@ class StreamedChunks:
             places_in_shard = permute(here, self._num_chunks(len(sequences)), (self._seed, epoch, shard))
             parts.append(sequences.cut(places_in_shard * self._config.seq_length))
         return Batch(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def recut(self, seq_length: int, global_batch: int) -> StreamedChunks:
+        """The same shards in batches of another size; they share the reading of the source."""
+        other = copy.copy(self)
+        other._owner = self
+        other._config, other._global_batch = replace(self._config, seq_length=seq_length), global_batch
+        other._open, other._total = {}, None
+        other._chunks_per_shard = other._num_chunks(self._config.shard_tokens)
+        return other
 
     def close(self) -> None:
         """Ends the reading of the source; a batch that waits for it fails."""

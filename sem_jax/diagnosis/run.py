@@ -16,8 +16,9 @@ from sem_jax.diagnosis.record import Diagnosis, collect
 from sem_jax.diagnosis.suspects import find_suspects
 from sem_jax.diagnosis.walk import measure
 from sem_jax.optim import leaf_names
+from sem_jax.training.curriculum import Curriculum
 from sem_jax.training.retention import Choice
-from sem_jax.training.state import TrainState, batch_number, init_state
+from sem_jax.training.state import TrainState, init_state
 from sem_jax.training.workdir import restore_run, with_own_tokenizer
 
 _measure = partial(jax.jit, static_argnums=2)(measure)
@@ -71,4 +72,6 @@ def diagnose_run(workdir: str | Path, step: Choice = None, fallback: bool = Fals
     training = run.config.training
     data = with_own_tokenizer(run.config, workdir).data
     dataset = open_dataset(data, training.seed, training.global_batch)
-    return diagnose(run.config, run.state, dataset.train.batch(batch_number(training, run.step)))
+    curriculum = Curriculum(run.config, dataset)
+    curriculum.resume(run.state)
+    return diagnose(curriculum.config, run.state, curriculum.batch(run.step))

@@ -31,7 +31,7 @@ class _Position(NamedTuple):
         """Where points stand; NaN where it is not known."""
         if self.kind == "seconds":
             return points.seconds / self.unit
-        return points.steps * (run.tokens_per_step if self.kind == "tokens" else 1)
+        return run.tokens(points.steps) if self.kind == "tokens" else points.steps
 
 
 _STEPS = _Position("steps", "steps", 1)

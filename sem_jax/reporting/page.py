@@ -14,6 +14,7 @@ from sem_jax.data.files import write_atomically
 from sem_jax.reporting.axes import short_number
 from sem_jax.reporting.charts import Chart, draw
 from sem_jax.reporting.elements import Node, element, to_text
+from sem_jax.reporting.events import events_of
 from sem_jax.reporting.figures import COLOURS, learning, optimizer, propagators, waves, why_empty
 from sem_jax.reporting.runs import Run, number, read_runs
 from sem_jax.reporting.settings import settings_section
@@ -125,15 +126,16 @@ def _lead(runs: Sequence[Run], split: str) -> list[Node]:
 
 def _header(title: str, runs: Sequence[Run], live: bool) -> Node:
     first = runs[0]
-    about = (
+    about = [
         f"{first.config.data.source}, vocabulary {first.tokenizer.vocab_size:,} ({first.tokenizer.kind}), "
-        f"{first.config.training.global_batch} × {first.config.data.seq_length} tokens a step"
-    )
+        f"{first.config.training.global_batch} × {first.config.data.seq_length} tokens a step",
+        *events_of([*first.split("stage"), *first.split("rescue")]),
+    ]
     return element(
         "header",
         element("p", _state(first, live) if len(runs) == 1 else "compared", class_="state live" if live else "state"),
         element("h1", title),
-        element("p", about, class_="about") if len(runs) == 1 else None,
+        element("p", "; ".join(about), class_="about") if len(runs) == 1 else None,
         _tiles(first) if len(runs) == 1 else _comparison(runs),
     )
 

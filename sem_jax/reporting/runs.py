@@ -16,6 +16,7 @@ from sem_jax.config import Config, ModelConfig
 from sem_jax.data import Tokenizer
 from sem_jax.modules.blocks import block_kinds
 from sem_jax.modules.model import abstract_model, count_parameters
+from sem_jax.training.curriculum import tokens_read
 from sem_jax.training.metrics import FILE_NAME, read_metrics
 from sem_jax.training.workdir import open_workdir
 
@@ -44,10 +45,9 @@ class Run:
         """The newest step that any line tells of."""
         return max((line["step"] for lines in self.lines.values() for line in lines), default=0)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one step reads."""
-        return self.config.training.global_batch * self.config.data.seq_length
+    def tokens(self, steps: np.ndarray) -> np.ndarray:
+        """Tokens that the run has read after so many steps."""
+        return tokens_read(self.config, self.split("stage"), steps)
 
     @property
     def parameters(self) -> int:

@@ -10,6 +10,7 @@ import yaml
 from sem_jax.config import Config
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import count_parameters
+from sem_jax.training.curriculum import tokens_read
 
 _TEXT = """\
 # {name}
@@ -103,7 +104,7 @@ def _figures(
 ) -> list[tuple[str, str]]:
     """(what, value) of the numbers that are known."""
     training: dict[str, Any] = next((line for line in reversed(told) if line["split"] == "train"), {})
-    tokens = model.step * config.training.global_batch * config.data.seq_length
+    tokens = int(tokens_read(config, [line for line in told if line["split"] == "stage"], model.step))
     figures = [
         ("parameters", f"{count_parameters(model.parts.params):,} real numbers"),
         ("training steps", f"{model.step:,}"),

@@ -21,8 +21,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ from sem_jax.training.processes import gather, is_first
 from sem_jax.training.retention import Choice, NewestAndBest, best_step
 
 PyTree = Any
+_NONE: Mapping[str, np.ndarray] = MappingProxyType({})
 _CLEARING = 5  # seconds at most
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is not complete
 
@@ -175,7 +177,9 @@ class Checkpointer:
             return False
         return all(is_sound(array).all() for array in arrays)
 
-    def restore(self, like: PyTree, step: Choice = None, fallback: bool = False) -> tuple[int, PyTree]:
+    def restore(
+        self, like: PyTree, step: Choice = None, fallback: bool = False, absent: Mapping[str, np.ndarray] = _NONE
+    ) -> tuple[int, PyTree]:
         """The state as it was saved, bit for bit.
 
         A damaged checkpoint is an error even where an older one is intact: to give up the steps between them is the
@@ -185,6 +189,7 @@ class Checkpointer:
           like: pytree with the structure, shapes and dtypes of the state; leaves are arrays or `jax.ShapeDtypeStruct`.
           step: which checkpoint; None is the newest, "best" the one of the lowest of `losses`.
           fallback: whether to take the newest older one that is intact in place of a damaged one.
+          absent: by name, what leaves of `like` are where the checkpoint was saved without them.
 
         Returns:
           The step, and a pytree of `like`'s structure. Numpy leaves of `like`, and 64-bit ones that this JAX would
@@ -200,10 +205,10 @@ class Checkpointer:
         self.passed_over = {}
         for candidate in [each for each in reversed(steps) if each <= step]:
             try:
-                return candidate, self._restore(like, candidate)
+                return candidate, self._restore(like, candidate, absent)
             except _Damaged as damage:
                 if self._has_gone_on(steps):  # and may have deleted what was just read
-                    return self.restore(like, wanted, fallback)
+                    return self.restore(like, wanted, fallback, absent)
                 if not fallback:
                     raise CheckpointError(self._cure(step, damage)) from damage
                 self.passed_over[candidate] = f"{self.path(candidate)} is damaged: {damage}"
@@ -222,11 +227,13 @@ class Checkpointer:
             raise CheckpointError(f"there is no checkpoint {step} in {self._directory}, only {steps}")
         return step
 
-    def _restore(self, like: PyTree, step: int) -> PyTree:
+    def _restore(self, like: PyTree, step: int, absent: Mapping[str, np.ndarray]) -> PyTree:
         targets = named_leaves(like)
         record = self._read_record(step)
-        require_same_forms(record, targets, self.path(step))
-        arrays = self._read_arrays(step, record, targets)
+        added = {name: value for name, value in absent.items() if name not in record}
+        saved = {name: target for name, target in targets.items() if name not in added}
+        require_same_forms(record, saved, self.path(step))
+        arrays = self._read_arrays(step, record, saved) | added
         self._current = (step, record)
         leaves = [_place(arrays[name], target) for name, target in targets.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +12,22 @@ import jax
 
 from sem_jax.config import Config, lookup, with_posterior_temperature, with_vocabulary
 from sem_jax.config.fields import walk
-from sem_jax.data import Dataset, Prefetch, open_dataset
+from sem_jax.data import Batch, Dataset, Prefetch, open_dataset
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import count_parameters
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.clock import Clock
+from sem_jax.training.curriculum import Curriculum, obstacle
 from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.mesh import make_layout
-from sem_jax.training.monitor import Monitor
+from sem_jax.training.monitor import Monitor, TrainingDiverged
 from sem_jax.training.processes import all_or_none, interruptible, is_first, require_same
 from sem_jax.training.profile import Profile
-from sem_jax.training.state import TrainState, batch_number, init_state
+from sem_jax.training.rescue import Remedy, in_effect, next_remedy, set_unsound_aside, with_remedies
+from sem_jax.training.state import TrainState, init_state, leaves_of_first_stage
 from sem_jax.training.step import TrainStep, make_train_step
-from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir
+from sem_jax.training.workdir import FREE_FIELDS, checkpoint_folder, locked_workdir, prepare_workdir, recorded_remedies
 
 
 class TrainResult(NamedTuple):
@@ -42,6 +45,7 @@ def train(
     make_step: Callable[[Config], TrainStep] | None = None,
     fallback: bool = False,
     unread: Callable[[], bool] = lambda: False,
+    rescue: bool = False,
 ) -> TrainResult:
     """Trains until `training.max_steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -57,17 +61,55 @@ def train(
       fallback: whether to go on from the newest checkpoint that is intact where newer ones are damaged; these are
         renamed, not deleted.
       unread: whether nobody reads what is printed any more, as behind a closed pipe; the run stops as after Ctrl-C.
+      rescue: whether a run that diverges goes on from its newest sound checkpoint with the next remedy of
+        `sem_jax.training.rescue`.
 
     Raises:
       ConfigError, DataError, CheckpointError: the input, the devices or the workdir cannot be used.
       ProcessError: another process of the run failed, or is not started alike.
-      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state.
+      TrainingDiverged: `optimizer.guard_max_consecutive` bad steps in a row, or a damaged state; with `rescue`, when no
+        remedy is left.
     """
-    training, echo = config.training, echo if is_first() else _say_nothing
+    echo = echo if is_first() else _say_nothing
+    with all_or_none():
+        remedies = recorded_remedies(workdir)
+        config = with_remedies(config, remedies)
+    for remedy in in_effect(config, remedies):
+        echo(f"rescued before: the run goes on with {remedy}; any other value that is given wins")
+    while True:
+        try:
+            return _train(config, workdir, echo, make_step, fallback, unread, remedies)
+        except TrainingDiverged as error:
+            if not rescue:
+                raise
+            echo(f"rescue: {error.cause}")
+            found = next_remedy(config, remedies, error.cause, echo)
+            if found is None:
+                tried = ", then ".join(map(str, remedies)) or "nothing, for no remedy would change anything"
+                raise TrainingDiverged(error.cause, f"No remedy is left; --rescue has tried {tried}") from error
+        gc.collect()  # the state of what has failed, for which there may be no room beside the next one's
+        remedies, config = [*remedies, found], with_remedies(config, [found])
+        good = set_unsound_aside(checkpoint_folder(workdir), config.training.keep_checkpoints, echo)
+        start = "begins anew" if good is None else f"goes on from step {good}, its newest sound checkpoint,"
+        echo(f"rescue: the run {start} with {found}")
+
+
+def _train(
+    config: Config,
+    workdir: str | Path,
+    echo: Callable[[str], None],
+    make_step: Callable[[Config], TrainStep] | None,
+    fallback: bool,
+    unread: Callable[[], bool],
+    remedies: Sequence[Remedy],
+) -> TrainResult:
+    """One attempt of `train`, with the remedies that the configuration has taken."""
+    training = config.training
     clock = Clock()
     with all_or_none():
         dataset = open_dataset(config.data, training.seed, training.global_batch)
         config = with_posterior_temperature(with_vocabulary(config, dataset.tokenizer.vocab_size), dataset.train_tokens)
+        curriculum = Curriculum(config, dataset)
     require_same(_common(config, dataset))
     layout = make_layout(config)
     state = init_state(config)  # before the workdir, for here a path that fits no parameter is found out
@@ -76,14 +118,13 @@ def train(
         with all_or_none():
             if is_first():
                 stack.enter_context(locked_workdir(workdir))
-                for change in prepare_workdir(workdir, config, dataset):
+                for change in prepare_workdir(workdir, config, dataset, remedies):
                     echo(f"changed since the last start: {change}")
 
-        train_step = (make_step or make_train_step)(config)
+        train_steps = [(make_step or make_train_step)(each) for each in curriculum.configs]
         evaluate = Evaluator(config, dataset)
         sampler = LanguageModel(config, dataset.tokenizer, state.model)
         sampler.encode_prompt(config.sampling.prompt)  # an impossible prompt ends the run now, not at the first sample
-        own_rows = layout.own_rows(training.global_batch)
         stack.enter_context(single_threaded_lapack())
         checkpointer = stack.enter_context(
             Checkpointer(checkpoint_folder(workdir), training.keep_checkpoints, str(layout))
@@ -91,7 +132,9 @@ def train(
         start = 0
         if checkpointer.latest_step() is not None:
             with clock.spending("restore"):
-                start, state = checkpointer.restore(layout.abstract(state), fallback=fallback)
+                absent = leaves_of_first_stage(config)
+                start, state = checkpointer.restore(layout.abstract(state), fallback=fallback, absent=absent)
+            curriculum.resume(state)
             for damaged, what in checkpointer.passed_over.items():
                 echo(f"warning: {what}; it is called {checkpointer.set_aside(damaged)} now")
             echo(f"resuming from step {start}")
@@ -103,8 +146,13 @@ def train(
         interrupted = stack.enter_context(interruptible(echo, unread))
         report = stack.enter_context(Monitor(config, dataset, workdir, start, state, checkpointer, clock))
         profile = stack.enter_context(Profile(training.profile if is_first() else "", workdir, start, report.note))
-        numbers = (batch_number(training, step) for step in range(start, training.max_steps))
-        batches = stack.enter_context(Prefetch(lambda number: dataset.train.batch(number, own_rows), numbers))
+        report.rescued(in_effect(config, remedies))
+        report.resumed(curriculum.number, curriculum.stage)
+
+        def own_batch(step: int) -> Batch:
+            return curriculum.batch(step, layout.own_rows(curriculum.stage.global_batch))
+
+        batches = stack.enter_context(Prefetch(own_batch, range(start, training.max_steps)))
         stack.callback(dataset.close)  # before the prefetching, which may wait for a stream, is told to end
 
         def evaluate_and_sample(step: int, state: TrainState) -> None:
@@ -114,6 +162,15 @@ def train(
                 if is_first():
                     report.sample(step, sampler.generate(config.sampling.prompt))
 
+        def next_stage(step: int, state: TrainState) -> TrainState:
+            if reason := obstacle(state, checkpointer.losses):
+                report.stage_waits(step, curriculum.number + 1, reason)
+                return state
+            state = curriculum.begin_next(step, state)
+            report.stage(step, curriculum.number, curriculum.stage, curriculum.tokens(step))
+            batches.restart(range(step, training.max_steps))
+            return state
+
         step = start
         clock.turn("step")
         if report.owes_evaluation:
@@ -121,11 +178,14 @@ def train(
         for step, batch in enumerate(clock.waiting(batches, "data"), start=start + 1):
             profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, layout.place_batch(batch, training.global_batch))
+                placed = layout.place_batch(batch, curriculum.stage.global_batch)
+                state, metrics = train_steps[curriculum.number - 1](state, placed)
             profile.after(step, state)
             report.step(step, metrics)
             checkpointer.check()
             last = interrupted(step) or step == training.max_steps
+            if curriculum.is_due(step):
+                state = next_stage(step, state)  # before it is saved, so that the run goes on in the same stage
             # Saved first: what follows may fail, and a stop may leave little time.
             if step % training.checkpoint_every == 0 or last:
                 with report.paused("save"):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sem_jax.data.files import parse_json, require_regular
 from sem_jax.errors import SemJaxError
 
-Split = Literal["train", "validation", "skip", "health", "sample", "time"]
+Split = Literal["train", "validation", "skip", "health", "sample", "time", "stage", "rescue"]
 FILE_NAME = "metrics.jsonl"
 _LONGEST_LINE = 2**20  # bytes
 _CHECKSUM = ', "crc": '
@@ -40,6 +40,7 @@ class MetricsWriter:
       losses: nats a token of each validation that it told of, by step; NaN where they were not finite.
       seconds: that the run had taken by the last line that was kept; 0 where none tells.
       lost_seconds: from there to the last line that was dropped.
+      rescued: fields whose change by a rescue it told of.
       spent: values of the last line of the split "time" that was kept; empty if there was none.
     """
 
@@ -66,6 +67,7 @@ class MetricsWriter:
         self._path = path
         told = [values for _, values in kept]
         self.losses = _losses(told)
+        self.rescued = {values.get("field") for values in told if values["split"] == "rescue"}
         self.last_step = max((values["step"] for values in told), default=0)
         self.seconds = max(map(_seconds, told), default=0.0)
         self.lost_seconds = max((_seconds(values) for _, values in lines), default=0.0) - self.seconds
@@ -82,7 +84,8 @@ class MetricsWriter:
 
         Args:
           split: what the values were measured on; "skip" tells of a step that the guard refused, "health" of the
-            propagators layer by layer, "sample" what the model has written, "time" where the time of the run went.
+            propagators layer by layer, "sample" what the model has written, "time" where the time of the run went,
+            "stage" that a stage of the curriculum begins, or why it waits, "rescue" what a rescue has changed.
           step: training steps taken so far.
           **values: by name; numbers, arrays of one number, lists of numbers, or text.
 

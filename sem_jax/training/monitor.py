@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sem_jax.config import Config
+from sem_jax.config import Config, Stage, stages_of
 from sem_jax.data import Dataset
 from sem_jax.errors import SemJaxError
 from sem_jax.modules.propagator import PropagatorStats
@@ -24,6 +24,7 @@ from sem_jax.training.health import chance_warning, convergence_warnings, descri
 from sem_jax.training.metrics import MetricsWriter, Split, bits_per_byte, gap_warning
 from sem_jax.training.processes import all_or_none, gather, is_first
 from sem_jax.training.progress import LateMetrics, Progress, Throughput
+from sem_jax.training.rescue import Remedy
 from sem_jax.training.state import TrainState
 from sem_jax.training.step import StepMetrics
 from sem_jax.training.trackers import Trackers
@@ -32,7 +33,15 @@ _LONGEST_SAMPLE = 10_000  # characters of a line
 
 
 class TrainingDiverged(SemJaxError, RuntimeError):
-    """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint."""
+    """Bad steps without end; the message names step, cause, first bad leaf and the last good checkpoint.
+
+    Attributes:
+      cause: the message without the cure.
+    """
+
+    def __init__(self, cause: str, cure: str):
+        super().__init__(f"{cause}. {cure}")
+        self.cause = cause
 
 
 class _Nowhere(io.StringIO):
@@ -91,7 +100,8 @@ class Monitor:
         if self._writer is not None:
             self._clock.add(seconds_in(self._writer.spent) | {"lost": self._writer.lost_seconds})
         self._throughput = Throughput()
-        self._tokens_per_step = config.training.global_batch * config.data.seq_length
+        self._tokens_per_step = stages_of(config)[0].tokens
+        self._obstacle = ""
         self._recent: list[StepMetrics] = []
         self._start = time.perf_counter() - (self._writer.seconds if self._writer else 0)
         self.validation: dict[str, float] = {}
@@ -121,6 +131,32 @@ class Monitor:
     def note(self, text: str) -> None:
         """Prints a line of its own."""
         self._progress.note(text)
+
+    def rescued(self, remedies: Iterable[Remedy]) -> None:
+        """Reports what a rescue has changed, where metrics.jsonl does not tell of it yet."""
+        for remedy in remedies:
+            if self._writer is not None and remedy.field not in self._writer.rescued:
+                self._write("rescue", self._start_step, **remedy._asdict())
+
+    def resumed(self, number: int, stage: Stage) -> None:
+        """Learns in which stage the run goes on."""
+        self._tokens_per_step = stage.tokens
+        if number > 1:
+            self.note(f"in stage {number}, {stage}")
+
+    def stage(self, step: int, number: int, stage: Stage, tokens: int) -> None:
+        """Reports that a stage begins after `step` steps, in which the run has read so many tokens."""
+        self._read(self._late.flush())
+        self._write("stage", step, stage=number, tokens=tokens, tokens_per_step=stage.tokens, **stage.sizes())
+        self.note(f"step {step}: stage {number} begins, {stage}")
+        self._tokens_per_step, self._throughput, self._obstacle = stage.tokens, Throughput(), ""
+
+    def stage_waits(self, step: int, number: int, reason: str) -> None:
+        """Reports why a stage that is due does not begin; once for each reason."""
+        if reason != self._obstacle:
+            self._obstacle = reason
+            self._write("stage", step, stage=number, waits=reason)
+            self.note(f"step {step}: stage {number} waits: {reason}")
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Takes the metrics of a step just dispatched and reports those of the one before."""
@@ -173,16 +209,16 @@ class Monitor:
         )
         if reason == Reason.STATE:
             raise TrainingDiverged(
-                f"step {step}: {why}. The state itself is damaged, so that no skipped step can mend it. "
-                f"{self._way_back()}"
+                f"step {step}: {why}. The state itself is damaged, so that no skipped step can mend it",
+                self._way_back(),
             )
         if metrics.consecutive >= self._config.optimizer.guard_max_consecutive:
             # Within the streak the state has not changed: what its loss is on other data tells the two causes apart.
             data = " (if `sem-jax evaluate` finds its loss finite, look at the data of these steps first)"
             raise TrainingDiverged(
-                f"step {step}: {int(metrics.consecutive)} bad steps in a row, the last one for this cause: {why}. "
-                f"{self._way_back()}, with a lower config.optimizer.learning_rate or config.optimizer.temperature = 0"
-                f"{data if reason == Reason.LOSS else ''}"
+                f"step {step}: {int(metrics.consecutive)} bad steps in a row, the last one for this cause: {why}",
+                f"{self._way_back()}, with a lower config.optimizer.learning_rate or config.optimizer.temperature = 0; "
+                f"train --rescue does so by itself{data if reason == Reason.LOSS else ''}",
             )
 
     def _way_back(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sem_jax.config import Config, ConfigError, with_posterior_temperature, with_vocabulary
+from sem_jax.config import Config, ConfigError, at_stage, stages_of, with_posterior_temperature, with_vocabulary
 from sem_jax.data import Batch
 from sem_jax.data.tokenizers import ByteTokenizer
 from sem_jax.modules.model import count_parameters
@@ -74,25 +74,40 @@ def compile_step(plan: Plan) -> jax.stages.Compiled:
 
 
 def describe(plan: Plan) -> str:
-    """The plan in words, with what the compiled step allocates beside the state."""
-    memory = compile_step(plan).memory_analysis()
-    temporary = 0 if memory is None else memory.temp_size_in_bytes
-    device, limit = jax.local_devices()[0], memory_limit()
-    needed = plan.state_bytes + temporary
+    """The plan in words, with what the compiled step of each stage allocates beside the state."""
+    stages, device = stages_of(plan.config), jax.local_devices()[0]
+    plans = [plan, *(make_plan(at_stage(plan.config, stage)) for stage in stages[1:])]
     lines = [
         f"{plan.config.name}: {plan.parameters:,} parameters",
         f"devices          {plan.layout.mesh.size} of {jax.device_count()} ({device.device_kind}), {plan.layout}",
         f"state            {_size(plan.state_bytes)} a device",
+    ]
+    ends = [*(stage.begins for stage in stages[1:]), plan.config.training.max_steps]
+    tokens = sum(each.tokens * (end - stage.begins) for each, stage, end in zip(plans, stages, ends, strict=True))
+    for number, (each, stage) in enumerate(zip(plans, stages, strict=True), start=1):
+        if len(stages) > 1:
+            lines.append(f"stage {number}          {stage}, after {stage.begins:,} steps or later")
+        lines += _step_lines(each, tokens if number == len(stages) else None)
+    return "\n".join(lines)
+
+
+def _step_lines(plan: Plan, tokens_in_all: int | None) -> list[str]:
+    memory = compile_step(plan).memory_analysis()
+    temporary = 0 if memory is None else memory.temp_size_in_bytes
+    device, limit = jax.local_devices()[0], memory_limit()
+    needed = plan.state_bytes + temporary
+    in_all = "" if tokens_in_all is None else f", {tokens_in_all:,} in all"
+    lines = [
         f"activations      {_size(temporary)} a device, as XLA plans them for {device.platform}",
         f"arithmetic       {plan.flops / 1e9:,.3f} GFLOP a step and device",
-        f"tokens           {plan.tokens:,} a step, {plan.tokens * plan.config.training.max_steps:,} in all",
+        f"tokens           {plan.tokens:,} a step{in_all}",
     ]
     if limit is not None and needed > limit:
         lines.append(
             f"does not fit: {_size(needed)} of {_size(limit)}; lower config.training.micro_batch, set "
             "config.model.remat = layers, or raise config.mesh.fsdp"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def memory_limit() -> int | None:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
-from sem_jax.config import Config, TrainingConfig
+from sem_jax.config import Config, Stage, stages_of
 from sem_jax.modules.model import ModelParts, abstract_model, init_model
 from sem_jax.optim import make_optimizer
 from sem_jax.training.mesh import make_layout
 
 Params = dict[str, Any]
+
+
+class StageState(NamedTuple):
+    """Where a run stands in its curriculum; int32 scalars."""
+
+    number: Array  # of the stage, from 1
+    begun: Array  # steps taken before it
+    first_batch: Array  # number of its first batch among those of its size
+    rest: Array  # tokens read before it that do not fill a batch of its size
+    seq_length: Array
+    global_batch: Array
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +45,7 @@ class TrainState:
     ema: Params | None  # moving average of the parameters, None where the configuration keeps none
     # Structure of the model; not saved, for it follows from the configuration.
     graphdef: Any = field(metadata={"static": True})
+    stage: StageState | None = None  # None where the configuration has no stages
 
     @property
     def model(self) -> ModelParts:
@@ -68,7 +81,13 @@ def start_state(config: Config, parts: ModelParts) -> TrainState:
     """The state before the first step of a model."""
     ema = jax.tree.map(jnp.copy, parts.params) if config.training.ema_decay else None
     opt_state = jax.jit(optimizer_of(config, parts).init)(parts.params)
-    return TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema, parts.graphdef)
+    stage = stage_state(stages_of(config)[0]) if config.training.stages else None
+    return TrainState(jnp.zeros((), jnp.int32), parts.params, parts.buffers, opt_state, ema, parts.graphdef, stage)
+
+
+def stage_state(stage: Stage, number: int = 1, begun: int = 0, first_batch: int = 0, rest: int = 0) -> StageState:
+    """A run in a stage, in the first if nothing else is given; arguments as the fields of `StageState`."""
+    return StageState(*map(jnp.int32, (number, begun, first_batch, rest, stage.seq_length, stage.global_batch)))
 
 
 def abstract_state(config: Config) -> TrainState:
@@ -76,14 +95,15 @@ def abstract_state(config: Config) -> TrainState:
     return jax.eval_shape(lambda parts: start_state(config, parts), abstract_model(config.model))
 
 
+def leaves_of_first_stage(config: Config) -> dict[str, np.ndarray]:
+    """What leaves a checkpoint lacks that was saved before the run was given stages, by name."""
+    if not config.training.stages:
+        return {}
+    first = stage_state(stages_of(config)[0])
+    return {f"stage/{name}": np.asarray(value) for name, value in first._asdict().items()}
+
+
 def optimizer_of(config: Config, parts: ModelParts) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run, with the weight decay that the model's parameters ask for."""
     training = config.training
     return make_optimizer(config.optimizer, training.max_steps, training.seed, parts.decays())
-
-
-def batch_number(training: TrainingConfig, step: int) -> int:
-    """The number of the batch that follows after `step` steps: each batch once, or `overfit_batches` over and over."""
-    if training.overfit_batches:
-        return step % training.overfit_batches
-    return step

@@ -7,7 +7,7 @@ import dataclasses
 import fcntl
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,12 @@ from sem_jax.data.files import content_digest, folder_atomically, parse_json, re
 from sem_jax.data.seal import SEAL, sealed, unsealed
 from sem_jax.training.checkpoint import Checkpointer
 from sem_jax.training.metrics import validation_losses
+from sem_jax.training.rescue import Remedy, in_effect, remedies_in
 from sem_jax.training.retention import Choice
-from sem_jax.training.state import TrainState, abstract_state
+from sem_jax.training.state import TrainState, abstract_state, leaves_of_first_stage
 
 _log = logging.getLogger(__name__)
-_RECORDED = {"config", "data_fingerprint", "tokenizer"}
+_RECORDED = {"config", "data_fingerprint", "tokenizer", "remedies"}
 _RECORDED_OF_EXPORTS = {"step", "weights", "card"}  # as `sem_jax.sharing.folder` writes them
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
@@ -36,10 +37,18 @@ def checkpoint_folder(workdir: str | Path) -> Path:
     return Path(workdir) / "checkpoints"
 
 
-def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> list[str]:
+def prepare_workdir(
+    workdir: str | Path, config: Config, dataset: Dataset, remedies: Sequence[Remedy] = ()
+) -> list[str]:
     """Writes configuration and tokenizer at the first start; checks at the next that they are the same run's.
 
     A start that has ended before its first checkpoint has left nothing to go on with, so the next one may differ.
+
+    Args:
+      workdir: of the run.
+      config: the experiment, with the remedies.
+      dataset: its tokenizer and its fingerprint are kept.
+      remedies: what a rescue has changed, also in the model.
 
     Returns:
       The fields that differ from the last start, as "name: old -> new".
@@ -57,7 +66,9 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
         record = _read_record(folder)
         changes = _changes(dataclasses.asdict(build(record["config"])), dataclasses.asdict(config))
         started = record["data_fingerprint"] != _NO_DATA
-        fixed = [change for change in changes if _is_fixed(change.split(":")[0], started)]
+        remedied = {remedy.field for remedy in in_effect(config, remedies)}
+        fields = {change: change.split(":")[0] for change in changes}
+        fixed = [change for change, field in fields.items() if _is_fixed(field, started) and field not in remedied]
         if fixed:
             raise ConfigError(
                 f"{folder} holds a run with another configuration ({'; '.join(fixed)}); give another --workdir, or "
@@ -72,7 +83,7 @@ def prepare_workdir(workdir: str | Path, config: Config, dataset: Dataset) -> li
             )
     make_folder(folder)
     dataset.tokenizer.save(folder / "tokenizer.json")
-    write_record(folder, config, dataset.fingerprint)
+    write_record(folder, config, dataset.fingerprint, remedies)
     return changes
 
 
@@ -177,6 +188,16 @@ def data_fingerprint(workdir: str | Path) -> str | None:
     return _read_record(Path(workdir))["data_fingerprint"] or None
 
 
+def recorded_remedies(workdir: str | Path) -> list[Remedy]:
+    """What a rescue has changed in the run of a workdir; empty before its first checkpoint.
+
+    Raises:
+      ConfigError: its configuration is damaged.
+    """
+    folder = Path(workdir)
+    return remedies_in(_read_record(folder)) if (folder / "config.json").exists() and _has_checkpoints(folder) else []
+
+
 def read_config(workdir: str | Path) -> Config:
     """Configuration of a run.
 
@@ -260,7 +281,7 @@ def restore_run(workdir: str | Path, step: Choice = None, fallback: bool = False
     with Checkpointer(checkpoint_folder(workdir), config.training.keep_checkpoints) as checkpointer:
         if step == "best":
             checkpointer.losses |= validation_losses(workdir)
-        found, state = checkpointer.restore(abstract_state(config), step, fallback)
+        found, state = checkpointer.restore(abstract_state(config), step, fallback, leaves_of_first_stage(config))
         for damage in checkpointer.passed_over.values():
             _log.warning("%s; step %d takes its place", damage, found)
     return Run(config, tokenizer, found, state)
@@ -276,6 +297,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
             raise KeyError("config")
         if not isinstance(record.get("step", 0), int) or not 0 <= record.get("step", 0) < 2**31:
             raise KeyError("step")
+        remedies_in(record)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{path} does not exist, so {folder} is not the workdir of a run or an exported model; make one with "
@@ -291,12 +313,16 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record | {"config": upgrade(record["config"])}
 
 
-def write_record(folder: Path, config: Config, data_fingerprint: str, **of_export: int | str) -> None:
+def write_record(
+    folder: Path, config: Config, data_fingerprint: str, remedies: Sequence[Remedy] = (), /, **of_export: int | str
+) -> None:
     """Writes config.json; `of_export` are the values of `Exported`."""
+    rescued = {"remedies": [list(remedy) for remedy in remedies]} if remedies else {}
     record = {
         "config": json.loads(json.dumps(dataclasses.asdict(config))),  # as it will be read: JSON knows no tuples
         "data_fingerprint": data_fingerprint,
         "tokenizer": content_digest(folder / "tokenizer.json"),
+        **rescued,
         **of_export,
     }
     write_atomically(folder / "config.json", json.dumps(sealed(record), indent=2) + "\n")

@@ -40,6 +40,10 @@ class TestPurity:
         batch = kind(counting(500, 8), 0, 4).batch(0)
         assert [(a.dtype, a.shape) for a in batch] == [(np.int32, (4, 9)), (bool, (4, 9)), (np.float32, (4, 8))]
 
+    def test_cut_anew_they_are_those_of_the_other_size(self, kind):
+        recut, fresh = kind(counting(500, 8), 7, 4).recut(12, 3), kind(counting(500, 12), 7, 3)
+        assert all(same(recut.batch(step), fresh.batch(step)) for step in range(30))
+
     def test_evaluation_repeats_and_ignores_the_seed(self, kind):
         once, again = (list(kind(counting(500, 8), seed, 4).evaluation_batches(5)) for seed in (0, 1))
         assert len(once) == 5

@@ -29,6 +29,19 @@ def test_it_works_ahead_but_no_further_than_its_depth():
             assert made == list(range(consumed + 3))
 
 
+def test_started_anew_it_gives_nothing_that_was_made_before():
+    factor = 1
+
+    def make(step):
+        return factor * step
+
+    with Prefetch(make, range(10), depth=3) as batches:
+        assert [next(batches) for _ in range(4)] == [0, 1, 2, 3]
+        factor = -1
+        batches.restart(range(4, 7))
+        assert list(batches) == [-4, -5, -6]
+
+
 def test_an_error_comes_in_its_place_with_the_traceback_of_the_thread():
     def fails_at_three(step):
         if step == 3:

@@ -144,6 +144,16 @@ def test_a_long_run_keeps_few_shards_open(tmp_path, source):
     assert shards == streaming_module._OPEN_SHARDS
 
 
+def test_cut_anew_a_stream_gives_the_batches_of_the_other_size_and_is_read_once(tmp_path, source):
+    recut = open_dataset(config_of(tmp_path), 0, BATCH).train.recut(40, 3)
+    gc.collect()  # whoever holds the new batches holds the reading of the source
+    batches = [bits(recut.batch(step)) for step in (0, 5, 2, 400)]
+    assert len(source.passes) == 1
+    fresh = open_dataset(config_of(tmp_path, seq_length=40), 0, 3).train
+    assert batches == [bits(fresh.batch(step)) for step in (0, 5, 2, 400)]
+    recut.close()
+
+
 # The tokens
 
 

@@ -76,4 +76,19 @@ def test_memory_that_does_not_fit_is_said_with_the_cure(monkeypatch, limit, fits
     said = describe(plan)
     assert "state            1.00 GiB a device" in said
     assert "activations      2.00 GiB a device" in said
+    assert "tokens           64 a step, 768 in all" in said
     assert ("does not fit: 3.00 GiB of 3.00 GiB; lower config.training.micro_batch" in said) is not fits
+
+
+def test_every_stage_is_planned(monkeypatch):
+    compiled = []
+
+    def compile_step(plan):
+        compiled.append((plan.config.training.global_batch, plan.config.data.seq_length))
+        return SimpleNamespace(memory_analysis=lambda: None)
+
+    monkeypatch.setattr(plans, "compile_step", compile_step)
+    said = describe(make_plan(config(model__vocab_size=23, training__stages="5:32x2/1")))
+    assert compiled == [(4, 16), (2, 32)]
+    assert "stage 2          2 x 32 tokens a step, after 5 steps or later" in said
+    assert said.endswith(f"tokens           64 a step, {5 * 64 + 7 * 64} in all")
