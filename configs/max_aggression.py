@@ -3,9 +3,11 @@
 Reproduces: the configuration whose PyTorch training went NaN, with cg_max_iter 3 -> 8 on the Hermitian system,
 temperature 1e-4 -> 1e-5 and the guard. Mixer and readout are the original's, not the default's. If a run is still
 unstable, change in this order: optimizer.learning_rate = 6e-4, optimizer.temperature = 0,
-model.propagator.cg_max_iter = 10.
+model.propagator.cg_max_iter = 10 (`sem-jax train --rescue` does). The variant without a name begins without noise: at
+every temperature that was tried it only cost (docs/arena.md, Sampling).
 
-Variants, as `--config=configs/max_aggression.py:NAME`; model and optimizer are the same in all of them:
+Variants, as `--config=configs/max_aggression.py:NAME`; the model is the same in all of them, and T = 1e-5 in those with
+a name:
   (none)       for one small machine: 1000 steps of 4 x 256 = 1024 tokens on the Python standard library, without a
                teacher; 4 to 9 s a step on two CPU cores that were shared, so an hour or two
   seed         the seed's batch and stages, with a teacher: 100,000 steps of 4096 x 1024 = 4.2 M tokens, and from step
@@ -38,9 +40,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.propagator.update(
         solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8
     )
-    config.optimizer.update(learning_rate=1.2e-3, lr_min_ratio=0.1, weight_decay=0.1, clip_norm=1.0, temperature=1e-5)
+    config.optimizer.update(learning_rate=1.2e-3, lr_min_ratio=0.1, weight_decay=0.1, clip_norm=1.0)
     config.data.update(tokenizer="bpe", bpe_vocab_size=32_768)
     config.sampling.update(top_k=50, top_p=0.95)
+    if variant:
+        config.optimizer.temperature = 1e-5
     match variant:
         case "":
             _small_machine(config)

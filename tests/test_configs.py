@@ -65,6 +65,7 @@ def test_the_variants_of_max_aggression_train_one_model_on_what_they_promise():
     small, seed, fineweb, smoke = (build(experiment.get_config(name)) for name in names)
     assert {small.model, seed.model, fineweb.model, smoke.model} == {seed.model}
     assert {each.optimizer.learning_rate for each in (small, seed, fineweb, smoke)} == {1.2e-3}
+    assert [each.optimizer.temperature for each in (small, seed, fineweb, smoke)] == [0, 1e-5, 1e-5, 1e-5]
     assert small.training.global_batch * small.data.seq_length == 1024
     assert seed.training.global_batch * seed.data.seq_length == 2**22
     assert fineweb.training == seed.training
