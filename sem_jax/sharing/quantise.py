@@ -116,8 +116,8 @@ def encode(values: np.ndarray, how: Quantisation) -> tuple[np.ndarray, np.ndarra
     width = values.shape[-1]
     starts = np.arange(0, width, how.group)
     scales = _rounded_up(np.maximum.reduceat(np.abs(values), starts, axis=-1) / np.float32(how.zero - 1))
-    steps = values / np.where(scales == 0, 1, _spread(scales, width, how))
-    codes = (np.rint(steps) + how.zero).astype(np.uint8)
+    steps = np.where(scales == 0, np.float16(1), scales)  # a group of zeros is zeros by any step
+    codes = (np.rint(values / _spread(steps, width, how)) + how.zero).astype(np.uint8)
     return _packed(codes, how), scales
 
 
