@@ -150,8 +150,8 @@ def _rounded_types(rounding: Rounding) -> str:
     bits, group = rounding.how
     packed = ", two in a byte" if bits == 4 else ""
     return (
-        f"large matrices as codes of {bits} bits{packed}, real and imaginary parts apart, and a float16 scale for each "
-        f"{group} of a row, (code - {rounding.how.zero}) x scale; all else float32 and complex64"
+        f"large matrices as low + code x scale, with codes of {bits} bits{packed} and a float16 low and scale for each "
+        f"{group} of a row, real and imaginary parts apart; all else float32 and complex64"
     )
 
 

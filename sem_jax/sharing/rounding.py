@@ -58,7 +58,7 @@ def measure_rounding(model: LanguageModel, workdir: str | Path, how: Quantisatio
         _log.warning("the loss that rounding costs is not measured: %s", error)
         return Rounding(how)
     values = [evaluator(each).values for each in (model.parts, parts)]
-    return Rounding(how, *(Losses(each["nll"], each["bits_per_byte"]) for each in values))
+    return Rounding(how, *(Losses(float(each["nll"]), float(each["bits_per_byte"])) for each in values))
 
 
 def cost_line(rounding: Rounding) -> str:

@@ -1,8 +1,8 @@
 """The weights of a model as one safetensors file: a tensor for each leaf, under the name of its attribute.
 
 The names are paths of attributes, such as `mixers.ssm.decay`; layers of a kind are stacked on the leading axis, as in
-the model. Complex leaves have the format's own type C64. In a quantised file a matrix is codes and scales instead, as
-`sem_jax.sharing.quantise` says.
+the model. Complex leaves have the format's own type C64. In a quantised file a large matrix is codes, lows and
+scales instead, as `sem_jax.sharing.quantise` says.
 """
 
 from __future__ import annotations
