@@ -20,13 +20,15 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from sem_jax.config import Config, build, override, with_vocabulary
+from sem_jax.config import Config, ConfigError, build, override, with_vocabulary
 from sem_jax.data import DataError, load_tokenizer, open_dataset
 from sem_jax.data.tokenizers import IdsTokenizer
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.interop import import_state_dict
 from sem_jax.modules.model import init_model, split_model
 from sem_jax.sharing.folder import load_folder, require_target, write_folder
+from sem_jax.sharing.quantise import GROUP, require_quantisation
+from sem_jax.sharing.rounding import cost_line, measure_rounding
 from sem_jax.training import loop
 from sem_jax.training.leaf_record import CheckpointError
 from sem_jax.training.metrics import FILE_NAME, read_metrics
@@ -107,7 +109,14 @@ def load(workdir: str | Path, step: Choice = None, fallback: bool = False) -> La
     return LanguageModel(run.config, run.tokenizer, run.state.evaluated, run.step)
 
 
-def export(workdir: str | Path, to: str | Path, step: Choice = None, fallback: bool = False) -> Path:
+def export(
+    workdir: str | Path,
+    to: str | Path,
+    step: Choice = None,
+    fallback: bool = False,
+    bits: int | None = None,
+    echo: Callable[[str], None] = print,
+) -> Path:
     """Writes the model of a training run as a folder to be given to others: docs/share.md.
 
     >>> folder = sem_jax.export(workdir, workdir + "-shared")
@@ -118,19 +127,32 @@ def export(workdir: str | Path, to: str | Path, step: Choice = None, fallback: b
       workdir: as in `load`.
       to: a new or an empty folder, or an older export, which is replaced.
       step, fallback: as in `load`.
+      bits: 8 or 4, to which large matrices are rounded for a smaller file; None: every number as it is.
+      echo: prints what the rounding costs.
 
     Returns:
       The folder.
 
     Raises:
-      ConfigError, DataError, CheckpointError, MetricsError: the workdir is not one, what it holds is damaged, or the
-        folder holds something else or cannot be written.
+      ConfigError, DataError, CheckpointError, MetricsError: the workdir is not one, what it holds is damaged or rounded
+        already, `bits` is another number, or the folder holds something else or cannot be written.
     """
+    how = None if bits is None else require_quantisation(bits, GROUP, "the export")
     require_target(to)
+    record = exported(workdir)
+    if record is not None and record.bits is not None:
+        raise ConfigError(
+            f"the weights in {workdir} are rounded to {record.bits} bits already; export the run itself, or share a "
+            "copy of this folder"
+        )
     model = load(workdir, step, fallback)
     metrics = Path(workdir) / FILE_NAME
     lines = read_metrics(metrics) if metrics.exists() else []
-    return write_folder(to, model, lines, data_fingerprint(workdir) or "")
+    rounding = None
+    if how is not None:
+        rounding = measure_rounding(model, workdir, how)
+        echo(cost_line(rounding))
+    return write_folder(to, model, lines, data_fingerprint(workdir) or "", rounding)
 
 
 def convert(

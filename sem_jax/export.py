@@ -11,6 +11,12 @@ from sem_jax.sharing.hub import push, require_library
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
 _TO = flags.DEFINE_string("to", None, "Folder to write: a new or an empty one, or an older export.", required=True)
+_BITS = flags.DEFINE_enum(
+    "bits",
+    None,
+    ["8", "4"],
+    "Round large matrices to 8 or 4 bits a weight, for a smaller file; measures what it costs.",
+)
 _PUSH = flags.DEFINE_string("push", None, "USER/NAME of a repository on the hub, to which the folder is uploaded, too.")
 _CHECKPOINT, _FALLBACK = checkpoint_flags()
 
@@ -21,7 +27,8 @@ def main(argv: list[str]) -> None:
     del argv
     if _PUSH.value is not None:
         require_library()  # before minutes of work
-    folder = export(_WORKDIR.value, _TO.value, _CHECKPOINT.value, _FALLBACK.value)
+    bits = None if _BITS.value is None else int(_BITS.value)
+    folder = export(_WORKDIR.value, _TO.value, _CHECKPOINT.value, _FALLBACK.value, bits)
     print(f"{folder}: {', '.join(FILES)}")
     if _PUSH.value is not None:
         print(push(folder, _PUSH.value))

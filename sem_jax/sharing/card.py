@@ -10,6 +10,7 @@ import yaml
 from sem_jax.config import Config
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.modules.model import count_parameters
+from sem_jax.sharing.rounding import Rounding
 from sem_jax.training.curriculum import tokens_read
 
 _TEXT = """\
@@ -39,14 +40,14 @@ The second measures it on held-out text of your own.
 |---|---|
 {figures}
 
-The losses were measured by the run itself on text from `{source}` that it had not been trained on. A complex parameter
-counts as two real numbers.
+The losses were measured by the run itself{but} on text from `{source}` that it had not been trained on. A complex
+parameter counts as two real numbers.
 
 ## Files
 
 | file | holds |
 |---|---|
-| `model.safetensors` | the weights{average}, float32 and complex64; layers of a kind are stacked |
+| `model.safetensors` | the weights{average}, {types}; layers of a kind are stacked |
 | `config.json` | the whole configuration, and checksums of the other files |
 | `tokenizer.json` | the {kind} vocabulary of {vocab_size} tokens |
 
@@ -57,27 +58,37 @@ model's limits.
 """
 
 
-def model_card(model: LanguageModel, config: Config, lines: list[dict[str, Any]]) -> str:
+def model_card(
+    model: LanguageModel, config: Config, lines: list[dict[str, Any]], rounding: Rounding | None = None
+) -> str:
     """The card as Markdown with a YAML head.
 
     Args:
       model: the model.
       config: its configuration as it is shared.
       lines: the metrics of its run, as of `read_metrics`; only lines up to the model's step are used.
+      rounding: of its weights, and what it costs; None: they are shared as they are.
     """
     name = " ".join(config.name.split()) or "sem"
     told = [line for line in lines if line["step"] <= model.step]
     validation: dict[str, Any] = next((line for line in reversed(told) if line["split"] == "validation"), {})
+    figures = _figures(model, config, told, validation)
+    head = _head(name, config, validation)
+    if rounding is not None:
+        figures = _with_rounding(figures, rounding)
+        head = _head(name, config, rounding.after._asdict() if rounding.after else {})
     body = _TEXT.format(
         name=name,
         prompt=config.sampling.prompt,
-        figures="\n".join(f"| {what} | {value} |" for what, value in _figures(model, config, told, validation)),
+        figures="\n".join(f"| {what} | {value} |" for what, value in figures),
+        but=", those before and after rounding at the export," if rounding and rounding.after else "",
         source=config.data.source,
         average=" of the moving average" if config.training.ema_decay else "",
+        types="float32 and complex64" if rounding is None else _rounded_types(rounding),
         kind=model.tokenizer.kind,
         vocab_size=model.tokenizer.vocab_size,
     )
-    return f"---\n{_head(name, config, validation)}---\n\n{body}"
+    return f"---\n{head}---\n\n{body}"
 
 
 def _head(name: str, config: Config, validation: dict[str, Any]) -> str:
@@ -121,6 +132,28 @@ def _figures(
     if _is_number(training.get("seconds")):
         figures.append(("time of the run", f"{training['seconds']:,.0f} s"))
     return figures
+
+
+def _with_rounding(figures: list[tuple[str, str]], rounding: Rounding) -> list[tuple[str, str]]:
+    """The figures with those of the rounded weights; the run's own speak of the weights before."""
+    bits = f"rounded to {rounding.how.bits} bits"
+    told = [(f"{what} before rounding" if what.startswith("validation") else what, value) for what, value in figures]
+    if rounding.before is None or rounding.after is None:
+        return [*told, (f"validation loss {bits}", "not measured")]
+    measured = []
+    for when, losses in (("before rounding", rounding.before), (bits, rounding.after)):
+        measured.append((f"validation loss {when}", f"{losses.nll:.4f} nats/token"))
+        measured.append((f"validation bits/byte {when}", f"{losses.bits_per_byte:.4f}"))
+    return [row for row in told if not row[0].startswith("validation")] + measured
+
+
+def _rounded_types(rounding: Rounding) -> str:
+    bits, group = rounding.how
+    packed = ", two in a byte" if bits == 4 else ""
+    return (
+        f"large matrices as low + code x scale, with codes of {bits} bits{packed} and a float16 low and scale for each "
+        f"{group} of a row, real and imaginary parts apart; all else float32 and complex64"
+    )
 
 
 def _is_number(value: Any) -> bool:

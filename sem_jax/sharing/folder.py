@@ -13,6 +13,8 @@ from sem_jax.data import DataError
 from sem_jax.data.files import content_digest, folder_atomically, write_atomically
 from sem_jax.inference.language_model import LanguageModel
 from sem_jax.sharing.card import model_card
+from sem_jax.sharing.quantise import require_quantisation
+from sem_jax.sharing.rounding import Rounding
 from sem_jax.sharing.weights import read_weights, write_weights
 from sem_jax.training.workdir import Exported, exported, open_workdir, write_record
 
@@ -46,7 +48,13 @@ def require_target(folder: str | Path) -> Path:
     return target
 
 
-def write_folder(folder: str | Path, model: LanguageModel, lines: list[dict[str, Any]], data_fingerprint: str) -> Path:
+def write_folder(
+    folder: str | Path,
+    model: LanguageModel,
+    lines: list[dict[str, Any]],
+    data_fingerprint: str,
+    rounding: Rounding | None = None,
+) -> Path:
     """Writes an exported model, whole or not at all; an older export in its place is replaced.
 
     Paths of this machine are left out: of `config.data.path` the last names stay, unless it names a dataset of a hub.
@@ -56,24 +64,27 @@ def write_folder(folder: str | Path, model: LanguageModel, lines: list[dict[str,
       model: of a run.
       lines: the run's metrics, for the card; may be empty.
       data_fingerprint: of the data that it was trained on; empty where it has been trained on none.
+      rounding: how its weights are rounded, and what that costs; None: they are written as they are.
 
     Returns:
       The folder, without symbolic links.
 
     Raises:
       ConfigError: the folder holds something else.
-      CheckpointError: a weight is not finite.
+      CheckpointError: a weight is not finite, or too large to be rounded.
       DataError: it cannot be written.
     """
     target = require_target(folder)
     config = _without_places(model.config)
+    how = rounding.how if rounding else None
     try:
         with folder_atomically(target) as partial:
-            write_weights(partial / WEIGHTS, model.parts)
+            write_weights(partial / WEIGHTS, model.parts, how)
             model.tokenizer.save(partial / "tokenizer.json")
-            write_atomically(partial / CARD, model_card(model, config, lines))
+            write_atomically(partial / CARD, model_card(model, config, lines, rounding))
             digests = {"weights": content_digest(partial / WEIGHTS), "card": content_digest(partial / CARD)}
-            write_record(partial, config, data_fingerprint, step=model.step, **digests)
+            record = digests | (how._asdict() if how else {})
+            write_record(partial, config, data_fingerprint, step=model.step, **record)
     except safetensors.SafetensorError as error:
         raise DataError(f"cannot write {target}: {error}; make room, or choose another place") from error
     return target
@@ -93,7 +104,10 @@ def load_folder(folder: str | Path, record: Exported) -> LanguageModel:
     for name in FILES[:3]:
         _require_inside(folder, name)
     config, tokenizer = open_workdir(folder)
-    parts = read_weights(folder / WEIGHTS, config.model, record.weights)
+    how = None
+    if (record.bits, record.group) != (None, None):
+        how = require_quantisation(record.bits, record.group, f"{folder / 'config.json'}")
+    parts = read_weights(folder / WEIGHTS, config.model, record.weights, how)
     return LanguageModel(config, tokenizer, parts, record.step)
 
 

@@ -23,7 +23,7 @@ from sem_jax.training.state import TrainState, abstract_state, leaves_of_first_s
 
 _log = logging.getLogger(__name__)
 _RECORDED = {"config", "data_fingerprint", "tokenizer", "remedies"}
-_RECORDED_OF_EXPORTS = {"step", "weights", "card"}  # as `sem_jax.sharing.folder` writes them
+_RECORDED_OF_EXPORTS = {"step", "weights", "card", "bits", "group"}  # as `sem_jax.sharing.folder` writes them
 # A change of these would make the run another one; everything else may change between two starts.
 _FIXED_GROUPS = ("model", "data")
 _FIXED_FIELDS = ("training.seed", "training.global_batch")
@@ -244,6 +244,8 @@ class Exported(NamedTuple):
     step: int  # of training, behind the weights
     weights: str | None  # digest of model.safetensors
     card: str | None  # digest of README.md
+    bits: int | None  # of a rounded weight, as the record has it; None: the weights are as the run left them
+    group: int | None  # rounded weights that share a scale
 
 
 def exported(workdir: str | Path) -> Exported | None:
@@ -253,7 +255,9 @@ def exported(workdir: str | Path) -> Exported | None:
       ConfigError: the folder is neither, or its configuration is damaged.
     """
     record = _read_record(Path(workdir))
-    return Exported(record["step"], record.get("weights"), record.get("card")) if "step" in record else None
+    if "step" not in record:
+        return None
+    return Exported(record["step"], *(record.get(name) for name in ("weights", "card", "bits", "group")))
 
 
 class Run(NamedTuple):
