@@ -72,7 +72,8 @@ def test_a_rescued_run_has_the_bits_of_one_whose_learning_rate_was_lowered_by_ha
     newest = DIVERGES - 1  # the last checkpoint before the first fault
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Monitor, "step", interrupting(newest, lambda: signal.raise_signal(signal.SIGINT)))
-        assert train(config, tmp_path / "by_hand").step == newest
+        # The same program, for another one rounds otherwise; its faults come later.
+        assert train(config, tmp_path / "by_hand", make_step=faulty_while_fast).step == newest
     slower = build(override(to_config_dict(config).to_dict(), {"optimizer.learning_rate": 6e-4}))
     assert train(slower, tmp_path / "by_hand").finished
 
