@@ -40,8 +40,8 @@ The second measures it on held-out text of your own.
 |---|---|
 {figures}
 
-The losses were measured by the run itself{but} on text from `{source}` that it had not been trained on. A complex
-parameter counts as two real numbers.
+{measured} on text from `{source}` that it had not been trained on. A complex parameter
+counts as two real numbers.
 
 ## Files
 
@@ -56,6 +56,8 @@ parameter counts as two real numbers.
 Not chosen yet: add `license:` to the head of this file, and what a reader should know of the training text and of the
 model's limits.
 """
+
+_MEASURED_AT_EXPORT = "The losses before and after rounding were measured at the export, on the same batches,"
 
 
 def model_card(
@@ -81,7 +83,7 @@ def model_card(
         name=name,
         prompt=config.sampling.prompt,
         figures="\n".join(f"| {what} | {value} |" for what, value in figures),
-        but=", those before and after rounding at the export," if rounding and rounding.after else "",
+        measured=_MEASURED_AT_EXPORT if rounding and rounding.after else "The losses were measured by the run itself",
         source=config.data.source,
         average=" of the moving average" if config.training.ema_decay else "",
         types="float32 and complex64" if rounding is None else _rounded_types(rounding),
@@ -151,8 +153,8 @@ def _rounded_types(rounding: Rounding) -> str:
     bits, group = rounding.how
     packed = ", two in a byte" if bits == 4 else ""
     return (
-        f"large matrices as low + code x scale, with codes of {bits} bits{packed} and a float16 low and scale for each "
-        f"{group} of a row, real and imaginary parts apart; all else float32 and complex64"
+        f"large matrices rounded to low + code x scale, real and imaginary parts apart: codes of {bits} bits{packed}, "
+        f"a float16 low and scale for each {group} numbers of a row; all else float32 and complex64"
     )
 
 
