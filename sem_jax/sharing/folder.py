@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def write_folder(
             write_weights(partial / WEIGHTS, model.parts, how)
             model.tokenizer.save(partial / "tokenizer.json")
             write_atomically(partial / CARD, model_card(model, config, lines, rounding))
+            shutil.copymode(partial / CARD, partial / WEIGHTS)  # safetensors keeps its file from all other users
             digests = {"weights": content_digest(partial / WEIGHTS), "card": content_digest(partial / CARD)}
             record = digests | (how._asdict() if how else {})
             write_record(partial, config, data_fingerprint, step=model.step, **record)

@@ -126,6 +126,10 @@ def test_the_card_tells_the_figures_of_that_step_and_leaves_the_licence_open(exp
     assert "1.0000" not in card.text
 
 
+def test_whoever_may_read_one_file_may_read_all(exported):
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
+
+
 def test_no_place_of_this_machine_is_shared(exported):
     data = sem_jax.load(exported).config.data
     assert (data.path, data.cache_dir) == ("text.txt,more", "")
