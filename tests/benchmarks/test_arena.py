@@ -85,6 +85,7 @@ def test_the_best_rate_of_the_grid_is_taken_and_no_cell_is_made_twice(tmp_path):
         Record(path, {"steps": 4})
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_are_what_each_is_alone(quick_compilation):
     budget = dataclasses.replace(tiny(state_tracking), steps=3)
 
@@ -154,6 +155,7 @@ def test_calibration_error_is_the_gap_between_sure_and_right():
     )
 
 
+@pytest.mark.slow
 def test_sampling_cell(monkeypatch, tmp_path, quick_compilation):
     path = tmp_path / "text.txt"
     path.write_text("the wave turns and the phase turns with it. " * 400, encoding="utf-8")

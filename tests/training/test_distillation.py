@@ -147,6 +147,7 @@ def program(config):
     return step_of(config).trace(start(config), BATCH).jaxpr
 
 
+@pytest.mark.slow
 def test_without_weight_the_teacher_costs_nothing_and_changes_nothing():
     names = ["dot_general", "scan", "while", "exp", "log"]
     distilled, averaged, plain = (

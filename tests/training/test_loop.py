@@ -119,6 +119,7 @@ def with_training(config, monkeypatch, **changes):
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
 
 
+@pytest.mark.slow
 def test_no_number_of_a_step_is_read_before_the_next_step_is_dispatched(config, workdir, monkeypatch):
     """Not even under a profile and with a tracker."""
     config = with_training(config, monkeypatch, profile="13:14", trackers="tensorboard")
