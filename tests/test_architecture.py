@@ -44,6 +44,7 @@ def batch_of(cfg):
     return Batch(tokens, resets, np.ones((len(tokens), tokens.shape[1] - 1), np.float32))
 
 
+@pytest.mark.slow
 def test_the_added_layer_trains_decodes_and_is_diagnosed(rotations):
     state = init_state(rotations)
     assert state.model.decays()["rotations"] == {"rate": False}

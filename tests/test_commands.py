@@ -163,6 +163,7 @@ def test_a_missing_data_file_is_one_line(folder, tmp_path):
     assert_is_one_line_error(done, "nowhere/text.txt")
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_a_step_needs_and_leaves_nothing_behind(folder, tmp_path):
     # Its text is not there either: no data are read.
     flags = ["--config.data.tokenizer=byte", "--config.data.path=nowhere.txt", "--dry_run"]

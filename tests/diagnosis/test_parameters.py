@@ -36,6 +36,7 @@ def fresh():
     return state, jax.tree.map(draw, state.params)
 
 
+@pytest.mark.slow
 def test_noise_and_update_add_up_to_the_optimizers_own_step():
     cfg = config(**FORM, optimizer__temperature=10.0, optimizer__noise_cap=50.0)
     state, gradients = fresh()

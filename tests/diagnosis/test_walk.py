@@ -71,7 +71,7 @@ def measured(form):
         return batch, *jax.device_get(jax.jit(both)(parts))
 
 
-@pytest.mark.parametrize("form", [pytest.param(f, marks=pytest.mark.slow) if f == "reference" else f for f in FORMS])
+@pytest.mark.parametrize("form", [pytest.param(f, marks=pytest.mark.slow) if f != "default" else f for f in FORMS])
 def test_wave_loss_and_gradients_are_the_models_own(x64, form):
     _, found, walked, ((loss, psi), gradients) = measured(form)
     assert found.loss == pytest.approx(loss, rel=1e-12)

@@ -67,6 +67,7 @@ def test_what_cannot_be_converted_leaves_nothing(state_dict, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_weights_of_the_file(state_dict, tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModel, "generate", lambda self, prompt: prompt)  # takes longer to compile than to train
     (tmp_path / "ids.txt").write_text(" ".join(str(i) for i in np.random.default_rng(0).integers(0, V, 400)))

@@ -65,6 +65,7 @@ def assert_skipped(state, metrics, warm, reason, leaf=-1):
     assert differing_leaves(state, skip_step(CONFIG, warm, reason, leaf)) == []
 
 
+@pytest.mark.slow
 def test_a_fault_of_another_step_changes_nothing(step, warm):
     good, _ = step(warm, batch(2), NEVER)
     for place in Place:

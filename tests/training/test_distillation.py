@@ -180,6 +180,7 @@ def test_no_array_over_positions_and_vocabulary_is_formed_in_training(micro_batc
     assert max(array_sizes(program(config))) < micro_batch * LENGTH * vocab
 
 
+@pytest.mark.slow
 def test_the_average_follows_its_schedule_and_a_bad_step_leaves_it_alone():
     config = run_config()
     state = start(config)

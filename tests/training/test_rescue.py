@@ -136,6 +136,7 @@ def test_without_rescue_a_run_ends_and_its_message_names_the_way_out(config, tmp
     assert recorded_remedies(tmp_path) == changes_told(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_rescued_run_killed_in_the_middle_goes_on_with_its_remedies_to_the_same_bits(config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, whole, make_step=diverging_while(warm), rescue=True).finished
