@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from contenders import training_step
 from flops import needed
-from jax import Array
 from ml_collections import ConfigDict, config_flags
-from shapes import random_batch
-from timing import bound, compiled, device_name, interleaved, table, write_json
+from timing import GEMM_SIZE, bound, device_name, interleaved, machine, table, write_json
 
 from sem_jax.config import build, default
 from sem_jax.training.host import single_threaded_lapack
-from sem_jax.training.state import init_state
-from sem_jax.training.step import make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/shakespeare_char.py", "The experiment.")
 _BATCHES = flags.DEFINE_list("batches", ["12"], "Sizes of the batch, with commas.")
@@ -53,17 +50,16 @@ def measure(experiment: ConfigDict, batch: int, seconds: float) -> Case:
     experiment.training.update(global_batch=batch, micro_batch=batch)
     experiment.data.source = default().data.source  # whatever the recipe reads: the tokens are random
     config = build(experiment)
+    program = training_step(config)
     with single_threaded_lapack():
-        state, rows = init_state(config), jax.tree.map(jnp.asarray, random_batch(config))
-        program = compiled(make_train_step(config), state, rows)
-        state, first = program.call(state, rows)
+        first = jax.block_until_ready(program.call())
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(program.call(state, rows))
+        jax.block_until_ready(program.call())
         steps = max(int(seconds / (time.perf_counter() - start)), 3)
         start = time.perf_counter()
         for _ in range(steps):
-            state, _ = program.call(state, rows)
-        jax.block_until_ready(state)
+            last = program.call()
+        jax.block_until_ready(last)
         step = (time.perf_counter() - start) / steps
     memory = jax.devices()[0].memory_stats()
     return Case(
@@ -80,18 +76,17 @@ def measure(experiment: ConfigDict, batch: int, seconds: float) -> Case:
 
 def limits(seconds: float) -> dict[str, float]:
     """TFLOP/s of a square matrix product in each precision, and "copy", GB/s read and written."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x, words = jax.random.normal(jax.random.key(0), (size, size)), jnp.ones(4 * size**2)
-
-    def product(x: Array, precision: Any) -> Any:
-        return bound(lambda x: jnp.matmul(x, x, precision=precision), x)
-
-    # Without a precision JAX takes ten bits (TF32) on a GPU, eight on a TPU, all on a CPU.
-    products = {"float32": product(x, "highest"), "as a rule": product(x, None)}
-    products["bfloat16"] = product(x.astype(jnp.bfloat16), None)
-    times = interleaved(products | {"copy": bound(jnp.negative, words)}, seconds)
+    size = GEMM_SIZE if jax.default_backend() == "cpu" else 8192
+    host = machine(size=size)
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    products = {
+        "float32": bound(lambda x: jnp.matmul(x, x, precision="highest"), x),
+        "bfloat16": bound(jnp.matmul, x.astype(jnp.bfloat16), x.astype(jnp.bfloat16)),
+    }
+    times = interleaved(products, seconds)
     rates = {name: 2 * size**3 / times[name].median / 1e12 for name in products}
-    return rates | {"copy": 2 * words.nbytes / times["copy"].median / 1e9}
+    # Without a precision JAX takes ten bits (TF32) on a GPU, eight on a TPU, all on a CPU.
+    return rates | {"as a rule": host.jax_gemm / 1e12, "copy": host.copy_rate / 1e9}
 
 
 def report(cases: list[Case]) -> str:

@@ -1,4 +1,4 @@
-"""The seed recipe, with its fixes: D256 L16 G16 N128, 32768-token BPE, lr 1.2e-3, T = 1e-5.
+"""The seed recipe, with its fixes: D256 L16 G16 N128, 32768-token BPE, lr 1.2e-3.
 
 Reproduces: the configuration whose PyTorch training went NaN, with cg_max_iter 3 -> 8 on the Hermitian system,
 temperature 1e-4 -> 1e-5 and the guard. Mixer and readout are the original's, not the default's. If a run is still

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arena.rivals import RIVALS
+from arena.trials import Budget, Trained, Trial, train, trial_values
+from sem_jax.data import Batch
 from sem_jax.data.files import write_atomically
 
 TUNING_SEED = 100  # no other figure uses it
@@ -61,6 +63,28 @@ def as_text(content: dict[str, Any]) -> str:
     """JSON with a line for each cell."""
     lines = ",\n  ".join(json.dumps(cell) for cell in content["cells"])
     return f'{{"budget": {json.dumps(content["budget"])},\n "cells": [\n  {lines}\n ]}}\n'
+
+
+def side_by_side(
+    budget: Budget,
+    asked: list[Cell],
+    batches: Callable[[Cell], Callable[[int], Batch]],
+    judgement: Callable[[Cell, Trained], Cell],
+) -> list[Cell]:
+    """Trials of one rival, trained together: what each found.
+
+    Args:
+      budget: of the table.
+      asked: rival, task, layers, rate and seed of each, of the same rival and layers.
+      batches: from a question to its training batches by number.
+      judgement: what a trial is judged by, unless it only chooses a learning rate.
+    """
+    rival, layers = asked[0]["rival"], asked[0]["layers"]
+    trained = train(rival, budget, layers, [Trial(each["rate"], each["seed"], batches(each)) for each in asked])
+    return [
+        trial_values(rival, budget, layers, found) | ({} if each["seed"] == TUNING_SEED else judgement(each, found))
+        for each, found in zip(asked, trained, strict=True)
+    ]
 
 
 def tuned(

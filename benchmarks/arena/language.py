@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, tuned
+from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side, tuned
 from arena.rivals import RIVALS
-from arena.trials import Budget, Trained, Trial, judge, step_ms, train, trial_values
+from arena.trials import Budget, Trained, judge, step_ms
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
 
@@ -50,27 +50,22 @@ def steps_of_equal_time(record: Record, name: str, budget: Budget, path: str) ->
 
 def measure(budget: Budget, path: str, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each nats a character in windows of the training length, and by position in longer ones."""
-    rival, layers = asked[0]["rival"], asked[0]["layers"]
-    trials = [
-        Trial(each["rate"], each["seed"], dataset(path, each["seed"], budget.batch, LENGTH).train.batch)
-        for each in asked
-    ]
-    trained = train(rival, budget, layers, trials)
-    return [_cell(budget, path, each, found) for each, found in zip(asked, trained, strict=True)]
 
+    def batches(asked: Cell) -> Callable[[int], Batch]:
+        return dataset(path, asked["seed"], budget.batch, LENGTH).train.batch
 
-def _cell(budget: Budget, path: str, asked: Cell, found: Trained) -> Cell:
-    rival, seed = asked["rival"], asked["seed"]
-    cell = trial_values(rival, budget, asked["layers"], found) | {"steps": budget.steps}
-    if seed != TUNING_SEED:
-        held_out = dataset(path, seed, budget.batch, LENGTH).validation.evaluation_batches(100)
+    def judgement(asked: Cell, found: Trained) -> Cell:
+        held_out = dataset(path, asked["seed"], budget.batch, LENGTH).validation.evaluation_batches(100)
         long = dataset(path, 0, budget.batch, BUCKETS[-1]).validation.evaluation_batches(10)
-        cell["nats"] = round(float(np.mean(_nats(rival, budget, found, held_out))), 4)
-        by_position = _nats(rival, budget, found, long).mean(axis=0)
-        cell["nats_by_position"] = [
-            round(float(by_position[first:last].mean()), 4) for first, last in itertools.pairwise(BUCKETS)
-        ]
-    return cell
+        by_position = _nats(asked["rival"], budget, found, long).mean(axis=0)
+        stretches = [float(by_position[first:last].mean()) for first, last in itertools.pairwise(BUCKETS)]
+        return {
+            "steps": budget.steps,
+            "nats": round(float(np.mean(_nats(asked["rival"], budget, found, held_out))), 4),
+            "nats_by_position": [round(stretch, 4) for stretch in stretches],
+        }
+
+    return side_by_side(budget, asked, batches, judgement)
 
 
 @functools.cache

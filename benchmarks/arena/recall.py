@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, tuned
+from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side, tuned
 from arena.rivals import RIVALS, pairs
-from arena.trials import Budget, Trained, Trial, judge, train, trial_values
+from arena.trials import Budget, Trained, judge
 from sem_jax.data import Batch
 
 VOCABULARY = 96  # token 0 is filler, 1..47 are keys, 48..95 are values
@@ -65,8 +66,7 @@ def batch(task: str, rows: int, seed: tuple[int, ...]) -> Batch:
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """All tasks of one length side by side, rival after rival."""
-    by_length = itertools.groupby(TASKS, key=lambda task: task.split("_")[1])
-    groups = [tuple(group) for _, group in by_length]
+    groups = [tuple(group) for _, group in itertools.groupby(TASKS, key=lambda task: task.split("_")[1])]
     for name in RIVAL_NAMES:
         for group in groups:
             asked = [{"task": task, "layers": LAYERS, "seed": seed} for seed in range(seeds) for task in group]
@@ -75,22 +75,16 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each the loss at the end of training, and the share of right answers to 512 sequences."""
-    rival, layers = asked[0]["rival"], asked[0]["layers"]
 
-    def trial(task: str, rate: float, seed: int) -> Trial:
-        return Trial(rate, seed, lambda number: batch(task, budget.batch, (seed, number)))
+    def batches(asked: Cell) -> Callable[[int], Batch]:
+        return lambda number: batch(asked["task"], budget.batch, (asked["seed"], number))
 
-    trained = train(rival, budget, layers, [trial(each["task"], each["rate"], each["seed"]) for each in asked])
-    return [_cell(budget, each, found) for each, found in zip(asked, trained, strict=True)]
-
-
-def _cell(budget: Budget, asked: Cell, found: Trained) -> Cell:
-    cell = trial_values(asked["rival"], budget, asked["layers"], found)
-    if asked["seed"] != TUNING_SEED:
+    def judgement(asked: Cell, found: Trained) -> Cell:
         held_out = [batch(asked["task"], 32, (2**31, number)) for number in range(16)]
         right = [judge(asked["rival"], budget, found.parts, each)[1][each.weights > 0] for each in held_out]
-        cell["accuracy"] = round(float(np.mean(np.concatenate(right))), 4)
-    return cell
+        return {"accuracy": round(float(np.mean(np.concatenate(right))), 4)}
+
+    return side_by_side(budget, asked, batches, judgement)
 
 
 def tables(record: Record) -> str:

@@ -32,7 +32,7 @@ BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 RIVAL = "sem"
 RATE = 4e-3  # of Adam, for Muon takes no noise
 SAMPLES = 20
-RUNS: dict[str, float | str] = {"decay": 0.0, "0": 0.0, "1/N": "posterior", "1e-5": 1e-5, "1e-4": 1e-4}
+RUNS = {"decay": "no noise, decayed", "0": "no noise", "1/N": "T = 1/N", "1e-5": "T = 1e-5", "1e-4": "T = 1e-4"}
 BINS = 15
 
 
@@ -45,10 +45,13 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = ""
 
 def configuration(budget: Budget, path: str, run: str) -> Config:
     """The configuration of a run by its name."""
-    config, temperature = configure(RIVAL, budget, LAYERS, RATE), RUNS[run]
-    optimizer = replace(config.optimizer, matrices="adam", decay_steps=budget.steps * 3 // 4 if run == "decay" else 0)
-    if temperature != "posterior":
-        return replace(config, optimizer=replace(optimizer, temperature=temperature))
+    config = configure(RIVAL, budget, LAYERS, RATE)
+    optimizer = replace(config.optimizer, matrices="adam")
+    if run == "decay":
+        return replace(config, optimizer=optimizer)
+    optimizer = replace(optimizer, decay_steps=0)
+    if run != "1/N":
+        return replace(config, optimizer=replace(optimizer, temperature=float(run)))
     tokens = dataset(path, 0, budget.batch, LENGTH).train_tokens
     return with_posterior_temperature(replace(config, optimizer=replace(optimizer, thermostat="posterior")), tokens)
 
@@ -82,14 +85,8 @@ def _measure(budget: Budget, path: str, run: str, seed: int) -> Cell:
 
 def predicted(models: Sequence[ModelParts], batches: Sequence[Batch]) -> np.ndarray:
     """The mean over the models of P(next token), [rows, S, V]."""
-    tokens = jnp.asarray(np.concatenate([batch.tokens[:, :-1] for batch in batches]))
-    return np.mean(
-        [
-            np.concatenate([_probabilities(model, t) for t in tokens.reshape(len(batches), -1, tokens.shape[1])])
-            for model in models
-        ],
-        axis=0,
-    )
+    inputs = [jnp.asarray(batch.tokens[:, :-1]) for batch in batches]
+    return np.mean([np.concatenate([_probabilities(model, tokens) for tokens in inputs]) for model in models], axis=0)
 
 
 @jax.jit
@@ -116,9 +113,8 @@ def calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
 
 def tables(record: Record) -> str:
     """The table of docs/arena.md, from the cells alone."""
-    titles = {"decay": "no noise, decayed", "0": "no noise", "1/N": "T = 1/N", "1e-5": "T = 1e-5", "1e-4": "T = 1e-4"}
     rows = []
-    for run, title in titles.items():
+    for run, title in RUNS.items():
         cells = record.cells(run=run)
         row = [
             mean_and_spread([cell[f"{what}_{of}"] for cell in cells], 4)

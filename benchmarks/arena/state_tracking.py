@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, rate_table, tuned
+from arena.campaign import Cell, Grid, Record, judged, markdown, rate_table, side_by_side, tuned
 from arena.rivals import RIVALS, pairs
-from arena.trials import Budget, Trained, Trial, judge, train, trial_values
+from arena.trials import Budget, Trained, judge
 from sem_jax.data import Batch
 
 VOCABULARY = 60  # of every group, so that all of them run the same programs
@@ -76,23 +77,20 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each the loss at the end of training, and the share of right answers at each length."""
-    rival, layers = asked[0]["rival"], asked[0]["layers"]
 
-    def trial(task: str, rate: float, seed: int) -> Trial:
-        return Trial(rate, seed, lambda number: batch(task, budget.batch, LENGTH, (seed, number)))
+    def batches(asked: Cell) -> Callable[[int], Batch]:
+        return lambda number: batch(asked["task"], budget.batch, LENGTH, (asked["seed"], number))
 
-    trained = train(rival, budget, layers, [trial(each["task"], each["rate"], each["seed"]) for each in asked])
-    return [_cell(budget, each, found) for each, found in zip(asked, trained, strict=True)]
-
-
-def _cell(budget: Budget, asked: Cell, found: Trained) -> Cell:
-    cell = trial_values(asked["rival"], budget, asked["layers"], found)
-    for length in () if asked["seed"] == TUNING_SEED else LENGTHS:
+    def accuracy(asked: Cell, found: Trained, length: int) -> float:
         # Few rows at a time: at 1024 tokens the scores of 64 sequences would take a gigabyte.
         held_out = (batch(asked["task"], 8, length, (2**31, length, number)) for number in range(ROWS // 8))
         parts = [judge(asked["rival"], budget, found.parts, each)[1][:, -ANSWERS:] for each in held_out]
-        cell[f"accuracy_{length}"] = round(float(np.mean(parts)), 4)
-    return cell
+        return round(float(np.mean(parts)), 4)
+
+    def judgement(asked: Cell, found: Trained) -> Cell:
+        return {f"accuracy_{length}": accuracy(asked, found, length) for length in LENGTHS}
+
+    return side_by_side(budget, asked, batches, judgement)
 
 
 def tables(record: Record) -> str:

@@ -113,9 +113,7 @@ def train(name: str, budget: Budget, layers: int, trials: Sequence[Trial]) -> li
 
 def _stacked(trees: Sequence[Any]) -> Any:
     """Trees of arrays as one, with a leading axis."""
-    return jax.tree.map(
-        lambda *leaves: np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves), *trees
-    )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @functools.cache

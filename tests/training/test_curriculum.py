@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small import config as small_config
 from small import differing_leaves, text_config
-from stand_ins import in_place_of_programs, take_step
+from stand_ins import take_step
 
 from sem_jax.config import ConfigError, build, stages_of
 from sem_jax.data import DataError, open_dataset
@@ -31,6 +31,7 @@ from sem_jax.training.monitor import Monitor
 from sem_jax.training.state import abstract_state
 from sem_jax.training.workdir import checkpoint_folder, open_workdir, restore_run
 
+pytestmark = pytest.mark.usefixtures("stand_in_programs")
 STEPS = 12
 BAD, DUE, BEGUN = 4, 5, 7  # the step before the stage is bad, so that it waits
 FIRST, SECOND = 4 * 16, 4 * 24  # tokens of a step
@@ -44,12 +45,6 @@ def config(tmp_path_factory):
         training__max_steps=STEPS,
         training__checkpoint_every=2,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with in_place_of_programs():
-        yield
 
 
 def recording(seen):
@@ -67,7 +62,7 @@ def recording(seen):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(config, programs, tmp_path_factory):
+def uninterrupted(config, stand_in_programs, tmp_path_factory):
     """(workdir, batches by step) of a run from the first to the last step."""
     workdir, seen = tmp_path_factory.mktemp("uninterrupted") / "run", {}
     assert train(config, workdir, make_step=recording(seen)).finished

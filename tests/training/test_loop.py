@@ -13,7 +13,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from small import TEXT, differing_leaves, shared_programs, text_config
+from small import TEXT, differing_leaves, text_config
 
 import sem_jax
 from sem_jax.config import ConfigError
@@ -30,6 +30,7 @@ from sem_jax.training.state import abstract_state
 from sem_jax.training.step import StepMetrics
 from sem_jax.training.workdir import checkpoint_folder, locked_workdir, open_workdir
 
+pytestmark = pytest.mark.usefixtures("programs")
 STEPS = 200
 HOPELESS = 3
 
@@ -47,12 +48,6 @@ def config(tmp_path_factory):
         training__health_every=50,
         training__checkpoint_every=50,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with shared_programs():
-        yield
 
 
 @pytest.fixture(scope="module")

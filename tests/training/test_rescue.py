@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small import config as small_config
 from small import differing_leaves, text_config
-from stand_ins import in_place_of_programs, take_step
+from stand_ins import take_step
 
 from sem_jax.config import ConfigError, build, lookup, override
 from sem_jax.data.seal import sealed
@@ -21,6 +21,7 @@ from sem_jax.training.monitor import Monitor, TrainingDiverged
 from sem_jax.training.rescue import Remedy, next_remedy, with_remedies
 from sem_jax.training.workdir import checkpoint_folder, read_config, recorded_remedies, restore_run
 
+pytestmark = pytest.mark.usefixtures("stand_in_programs")
 STEPS, HOPELESS = 12, 3
 DIVERGES = 7  # the first bad step
 LR, T, CG = "optimizer.learning_rate", "optimizer.temperature", "model.propagator.cg_max_iter"
@@ -39,12 +40,6 @@ def config(tmp_path_factory):
         training__max_steps=STEPS,
         training__checkpoint_every=2,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with in_place_of_programs():
-        yield
 
 
 def diverging_while(unstable, first=DIVERGES, until=STEPS, seen=None):

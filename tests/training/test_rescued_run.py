@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import TEXT, differing_leaves, quick_environment, shared_programs, text_config
+from small import TEXT, differing_leaves, quick_environment, text_config
 
 import sem_jax
 from sem_jax.config import build, override, to_config_dict
@@ -22,13 +22,7 @@ from sem_jax.training.workdir import restore_run
 STEPS, DIVERGES, HOPELESS = 12, 7, 3
 ROOT = Path(sem_jax.__file__).parents[1]
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with shared_programs():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("programs")]
 
 
 def faulty_while_fast(config):

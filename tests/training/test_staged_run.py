@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 import pytest
-from small import differing_leaves, shared_programs, text_config
+from small import differing_leaves, text_config
 
 from sem_jax.training import loop
 from sem_jax.training.loop import train
@@ -16,13 +16,7 @@ STEPS, DUE, BAD = 12, 5, 4
 REGROWTH = 3
 BEGUN = BAD + REGROWTH
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with shared_programs():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("programs")]
 
 
 def with_a_bad_step(config):

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import small
-from small import SENTENCES, differing_leaves, shared_programs
+from small import SENTENCES, differing_leaves
 
 from sem_jax.data import DataError, open_dataset
 from sem_jax.data.records import open_jsonl
@@ -22,6 +22,7 @@ from sem_jax.training.monitor import Monitor
 from sem_jax.training.state import abstract_state
 from sem_jax.training.workdir import checkpoint_folder, open_workdir
 
+pytestmark = pytest.mark.usefixtures("programs")
 STEPS = 24
 STOP = 10
 DOCUMENTS = 20  # 72 chunks, of which the run takes 96
@@ -39,12 +40,6 @@ def config(tmp_path_factory):
     run = {"max_steps": STEPS, "checkpoint_every": 4}
     fields |= {f"training__{name}": value for name, value in run.items()}
     return small.config(**fields, optimizer__temperature=1e-7)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(quick_compilation):
-    with shared_programs():
-        yield
 
 
 @pytest.fixture(scope="module")
