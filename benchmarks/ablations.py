@@ -1,4 +1,4 @@
-"""Mixers that lack one part of the default's, or have it in another form: what `variants.py` compares."""
+"""Parts of the model that lack something of the default's, or have it in another form: what `variants.py` compares."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import MixerConfig, ModelConfig
-from sem_jax.core.complex_ops import complex_matmul, rms_norm
+from sem_jax.core import coherent
+from sem_jax.core.complex_ops import complex_matmul, complex_normal, rms_norm
 from sem_jax.core.duality import selective_state_space
 from sem_jax.modules.block import Block, Context
+from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.linear import Linear, complex_weight
 from sem_jax.modules.mixer import CausalConv, SpinorGate
+from sem_jax.modules.model import SEM
 from sem_jax.modules.probe import Probe, unobserved
+from sem_jax.modules.readout import Readout
 from sem_jax.modules.selective_mixer import SelectiveMixer, SelectiveSSM
 
 
@@ -32,6 +36,21 @@ class NoSpinorGate(SelectiveMixer):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         super().__init__(config, rngs, layer)
         self.spinor_gate = self.Identity()
+
+
+class InputProjection(SelectiveMixer):
+    """A full complex matrix in the place of the spinor gate, of as many parameters as its gate."""
+
+    class Projection(SpinorGate):
+        def __init__(self, dim: int, rngs: nnx.Rngs):
+            self.matrix = complex_weight(rngs, dim, dim)
+
+        def __call__(self, x: Array) -> Array:
+            return complex_matmul(x, self.matrix[...])
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
+        super().__init__(config, rngs, layer)
+        self.spinor_gate = self.Projection(config.hidden_dim, rngs)
 
 
 class NoConvolution(SelectiveMixer):
@@ -180,3 +199,144 @@ class ChannelMixer(Block):
         n = rms_norm(x, self.gamma[...])
         gated = complex_matmul(n, self.up[...]) * jax.nn.silu(complex_matmul(n, self.gate[...]).real)
         return probe("channel", x + self.scale[...] * complex_matmul(gated, self.down[...])), state, ()
+
+
+class FirstValues(SelectiveMixer):
+    """What enters the states is a mean of the layer's own values and of the first layer's (arXiv:2410.17897).
+
+    The share of each channel is learned, from a half on. It needs `unrolled` in the place of `scan_layers`, which
+    cannot hand a layer anything but the wave.
+    """
+
+    class SSM(SelectiveSSM):
+        first: ClassVar[list[tuple[Array, Array]]] = []  # (the pass's positions, its first layer's values)
+
+        def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
+            super().__init__(dim, config, rngs)
+            self.share = nnx.Param(jnp.full(dim, 0.5), decay=False)
+
+        def values(self, x: Array, position: Array) -> Array:
+            """The values of x [B, S, D], itself in the first layer of a pass."""
+            if not self.first or self.first[-1][0] is not position:
+                self.first[:] = [(position, x)]
+            return x + self.share[...] * (self.first[-1][1] - x)
+
+        def __call__(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
+            q, k = self.queries_and_keys(x)
+            dt, omega = self.step_sizes(x)
+            by_head = self.values(x, position).reshape(*x.shape[:2], self.config.num_heads, -1)
+            decay, phase = jax.nn.softplus(self.decay[...]), self.phase[...]
+            y, h = selective_state_space(q, k, by_head, dt, omega, decay, phase, h0, position == 0, self.config.scan)
+            return y.reshape(x.shape) + self.skip[...] * x, h
+
+
+def unrolled(stacked: Any, carry: Any, inputs: Any, apply: Any, remat: str) -> tuple[Any, Any]:
+    """`scan_layers` as a loop of Python."""
+    del remat
+    split = {kind: nnx.split(module) for kind, module in stacked.items()}
+    leaves = jax.tree.leaves([variables for _, variables in split.values()])
+    outputs = []
+    for layer in range(len(leaves[0])):
+        variables, given = jax.tree.map(
+            lambda x, layer=layer: x[layer], ({k: v for k, (_, v) in split.items()}, inputs)
+        )
+        blocks = {kind: nnx.merge(graphdef, variables[kind]) for kind, (graphdef, _) in split.items()}
+        carry, output = apply(blocks, carry, given)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+class ComplexEmbedding(Encoder):
+    """Every token starts with a phase of its own in each channel."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.embedding = nnx.Param(complex_normal(rngs.params(), (config.vocab_size, config.hidden_dim), 1.0))
+
+
+class NoPosition(Encoder):
+    """The position turns nothing."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.frequency[...] = jnp.zeros_like(self.frequency[...])
+
+
+class Pairs(Encoder):
+    """Beside each token's embedding that of the pair which it makes with the token before it: a_v·b_u in each channel.
+
+    For whole sequences only: the state does not hold the last token.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        shape = (config.vocab_size, config.hidden_dim)
+        self.second = nnx.Param(complex_normal(rngs.params(), shape, 1.0))
+        self.first = nnx.Param(complex_normal(rngs.params(), shape, 0.25))
+
+    def __call__(
+        self,
+        tokens: Array,
+        state: Array,
+        context: Context,
+        token_freqs: Array | None = None,
+        probe: Probe = unobserved,
+    ) -> tuple[Array, Array]:
+        x, state = super().__call__(tokens, state, context, token_freqs, probe)
+        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+        pairs = self.second[...][tokens] * self.first[...][before]
+        return x + jnp.where(context.position[..., None] > 0, pairs, 0), state
+
+
+class Tied(SEM):
+    """Complex embeddings that are also the readout, conjugated, but for a gain of each channel."""
+
+    class Readout(Readout):
+        def __init__(self, config: ModelConfig, embedding: nnx.Param):
+            self.likelihood, self.floor = config.likelihood, config.born_floor
+            self.embedding = embedding
+            dim = config.hidden_dim
+            self.gain = nnx.Param(jnp.full(dim, 0.1 * dim**-0.5), decay=False)
+            self.bias = nnx.Param(jnp.zeros(config.vocab_size), decay=False)
+
+        @property
+        def weight(self) -> Array:
+            return self.gain[...] * self.embedding[...].conj()
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.encoder = ComplexEmbedding(config, rngs)
+        self.readout = self.Readout(config, self.encoder.embedding)
+
+
+def no_norm(z: Array, gamma: Array) -> Array:
+    """A gain and no norm, in the place of `rms_norm`."""
+    return z * gamma
+
+
+class FullScale(Readout):
+    """Logits of order one at the start."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.weight = complex_weight(rngs, config.vocab_size, config.hidden_dim)
+
+
+class Capped(Readout):
+    """Logits c·tanh(ℓ/c) with c = 15 (Gemma 2, arXiv:2408.00118), over an array of all tokens and the vocabulary."""
+
+    CAP: ClassVar = 15.0
+
+    def capped(self, psi: Array) -> tuple[Array, Array]:
+        """(log P, log Z) of every token: [..., V] and [...]."""
+        log_p, log_z = coherent.log_probs(psi, self.weight[...], self.bias[...])
+        logits = self.CAP * jnp.tanh((log_p + log_z[..., None]) / self.CAP)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        return logits - log_z[..., None], log_z
+
+    def log_probs(self, psi: Array) -> Array:
+        return self.capped(psi)[0]
+
+    def target_log_prob(self, psi: Array, targets: Array) -> tuple[Array, Array]:
+        log_p, log_z = self.capped(psi)
+        return jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0], log_z

@@ -1,12 +1,13 @@
 """Which form of a component learns best? Validation loss of variants of one small model at equal budget.
 
 Command:  python benchmarks/variants.py --path=FILE [--groups=model,parts --steps=1000 --dim=64 --layers=2 --seeds=3]
-          [--only=NAME,NAME] [--equal=steps] [--json=FILE]
+          [--config=configs/shakespeare_char.py] [--only=NAME,NAME] [--equal=steps] [--json=FILE]
 
 Trains each variant on the characters of FILE (first 90 % train, last 10 % validate, random windows of 64, batches of
 12) and prints nats a character at the end, their difference from the group's first line for the same seeds, and what
 the variant costs. Everything but what is named is equal. `--equal=parameters` gives each variant the width that comes
-closest to the parameters of the group's first line, `--equal=time` as many steps as that one's time allows.
+closest to the parameters of the group's first line, `--equal=time` as many steps as that one's time allows. What is
+varied is a small model, or with `--config` a recipe, whose schedule scales with `--steps`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from unittest import mock
 
 import ablations
 import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
+from sem_jax.cli import enable_compilation_cache
 from sem_jax.config import Config, build, default, with_vocabulary
 from sem_jax.data import open_dataset
+from sem_jax.modules import model
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import abstract_model, count_parameters
 from sem_jax.training.evaluation import Evaluator
@@ -32,11 +37,12 @@ from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step
 
 _PATH = flags.DEFINE_string("path", None, "Text file.", required=True)
-_STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")
-_DIM = flags.DEFINE_integer("dim", 64, "Channels.")
-_LAYERS = flags.DEFINE_integer("layers", 2, "Layers.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe in the place of the small model.")
+_STEPS = flags.DEFINE_integer("steps", None, "Training steps; without it, those of the model that is varied.")
+_DIM = flags.DEFINE_integer("dim", None, "Channels, likewise.")
+_LAYERS = flags.DEFINE_integer("layers", None, "Layers, likewise.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each variant.")
-_GROUPS = flags.DEFINE_list("groups", ["model"], "Which comparisons: model, parts, optimizer, encoder, ssm.")
+_GROUPS = flags.DEFINE_list("groups", ["model"], "Which comparisons: model, parts, ends, optimizer, encoder, ssm.")
 _ONLY = flags.DEFINE_list("only", None, "Names of variants to compare with the group's first; without it, all.")
 _EQUAL = flags.DEFINE_enum("equal", "steps", ["steps", "parameters", "time"], "What all variants of a group share.")
 _JSON = flags.DEFINE_string("json", "", "File for the same numbers.")
@@ -44,18 +50,23 @@ _JSON = flags.DEFINE_string("json", "", "File for the same numbers.")
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: fields of the configuration, and kinds of blocks by name."""
+    """What differs from the default."""
 
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    blocks: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the configuration
+    blocks: Mapping[str, Any] = field(default_factory=dict)  # kinds of layers by name
+    model: Mapping[str, Any] = field(default_factory=dict)  # what `sem_jax.modules.model` is made of, by name
 
 
-def _with(blocks: Any = None, **fields: Any) -> Variant:
-    return Variant({name.replace("__", "."): value for name, value in fields.items()}, blocks or {})
+def _with(blocks: Any = None, model: Any = None, **fields: Any) -> Variant:
+    return Variant({name.replace("__", "."): value for name, value in fields.items()}, blocks or {}, model or {})
 
 
 def _mixer(block: Any) -> Variant:
     return _with({"mixers": block})
+
+
+def _model(**parts: Any) -> Variant:
+    return _with(model=parts)
 
 
 FIXED = {
@@ -78,6 +89,7 @@ VARIANTS = {
         "the default": _with(),
         "no spinor gate": _mixer(ablations.NoSpinorGate),
         "spinor gate of rank D/8": _mixer(ablations.LowRankSpinorGate),
+        "input projection for the spinor gate": _mixer(ablations.InputProjection),
         "no convolution": _mixer(ablations.NoConvolution),
         "an amplitude gate": _mixer(ablations.AmplitudeGate),
         "no output gate": _mixer(ablations.NoOutputGate),
@@ -96,6 +108,19 @@ VARIANTS = {
         "a transport plan": _with(model__encoder__transport="row_softmax"),
         "no Kerr phase": _with(model__propagator__nonlinear_alpha=0.0, optimizer__lr_factors="propagators/alpha=0"),
         "no propagator": _with(model__blocks="mixers"),
+        "values of the first layer": _with({"mixers": ablations.FirstValues}, {"scan_layers": ablations.unrolled}),
+    },
+    "ends": {
+        "the default": _with(),
+        "complex embedding": _model(Encoder=ablations.ComplexEmbedding),
+        "tied embedding": _model(SEM=ablations.Tied),
+        "no position phase": _model(Encoder=ablations.NoPosition),
+        "pairs of characters": _model(Encoder=ablations.Pairs),
+        "no norm before the readout": _model(rms_norm=ablations.no_norm),
+        "readout of full scale at the start": _model(Readout=ablations.FullScale),
+        "logits capped at 15": _model(Readout=ablations.Capped),
+        "no log²Z": _with(optimizer__unitary_lambda=0.0),
+        "log²Z ten times as heavy": _with(optimizer__unitary_lambda=1e-2),
     },
     "optimizer": {
         f"{matrices}, {rate:g}": _with(optimizer__matrices=matrices, optimizer__learning_rate=rate)
@@ -129,33 +154,42 @@ class Result:
     step_ms: float  # median, without compilation
 
 
-def configure(variant: Variant, dim: int, steps: int, seed: int) -> Config:
+def small() -> ConfigDict:
+    """The model that is varied where no recipe is given."""
     config = default()
-    config.model.update(hidden_dim=dim, num_layers=_LAYERS.value, remat="none", layout="interleaved", vocab_size=65)
+    config.model.update(hidden_dim=64, num_layers=2, remat="none", layout="interleaved")
     config.model.mixer.update(num_groups=8, num_heads=8, state_dim=16)
-    config.data.update(source="text", path=_PATH.value, split="tail", validation_fraction=0.1)
+    config.data.update(source="text", split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="windows", seq_length=64)
     config.optimizer.update(learning_rate=6e-3, matrices="muon", b2=0.99, lr_min_ratio=0.03)
-    config.optimizer.update(warmup_steps=steps // 10, decay_steps=steps * 3 // 4)
-    config.training.update(seed=seed, max_steps=steps, global_batch=12, micro_batch=12, eval_batches=200)
+    config.optimizer.update(warmup_steps=100, decay_steps=750)
+    config.training.update(max_steps=1000, global_batch=12, micro_batch=12, eval_batches=200)
+    return config
+
+
+def configure(variant: Variant, dim: int | None, steps: int | None, seed: int) -> Config:
+    """The model that is varied, as the variant has it; None leaves a size as it is."""
+    config = _CONFIG.value.copy_and_resolve_references() if _CONFIG.value else small()
+    config.data.path, config.model.vocab_size, config.training.seed = _PATH.value, 65, seed
+    config.model.hidden_dim = dim or config.model.hidden_dim
+    config.model.num_layers = _LAYERS.value or config.model.num_layers
+    length, schedule = config.training.max_steps, config.optimizer
+    config.training.max_steps = steps or length
+    for name in ("warmup_steps", "decay_steps"):
+        schedule[name] = round(schedule[name] * config.training.max_steps / length)
     config.update_from_flattened_dict(dict(variant.fields))
     return build(config)
 
 
 @contextmanager
 def installed(variant: Variant) -> Iterator[None]:
-    """The variant's kinds of blocks in the place of the package's."""
-    before = dict(BLOCKS)
-    BLOCKS.update(variant.blocks)
-    try:
+    """The variant's parts in the place of the package's."""
+    with mock.patch.dict(BLOCKS, variant.blocks), mock.patch.multiple(model, **(variant.model or {"SEM": model.SEM})):
         yield
-    finally:
-        BLOCKS.clear()
-        BLOCKS.update(before)
 
 
 def parameters_of(variant: Variant, dim: int) -> int:
-    return count_parameters(abstract_model(configure(variant, dim, _STEPS.value, 0).model).params)
+    return count_parameters(abstract_model(configure(variant, dim, None, 0).model).params)
 
 
 def train(variant: Variant, dim: int, steps: int, seed: int) -> tuple[float, float]:
@@ -174,7 +208,8 @@ def train(variant: Variant, dim: int, steps: int, seed: int) -> tuple[float, flo
 
 def measure(variant: Variant, first: Result | None) -> Result:
     """Of all seeds, at the budget of the group's first variant."""
-    dim, steps = _DIM.value, _STEPS.value
+    start = configure(variant, _DIM.value, _STEPS.value, 0)
+    dim, steps = start.model.hidden_dim, start.training.max_steps
     if first and _EQUAL.value == "parameters":
         # A multiple of the heads and of the spinor blocks.
         dim = min(range(dim // 2, 2 * dim, 8), key=lambda dim: abs(parameters_of(variant, dim) - first.parameters))
@@ -197,6 +232,7 @@ def line(name: str, result: Result, first: Result) -> str:
 
 def main(argv: list[str]) -> None:
     del argv
+    enable_compilation_cache()  # one program serves all seeds
     found: dict[str, dict[str, Any]] = {}
     for group in _GROUPS.value:
         print(f"{group:34s}  nats/char  difference  dim  parameters  steps  ms/step", flush=True)

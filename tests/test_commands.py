@@ -186,6 +186,7 @@ def test_a_dry_run_says_what_a_step_needs_and_leaves_nothing_behind(folder, tmp_
     assert said["arithmetic"].split()[1] == f"{make_plan(typed).flops / 1e9:,.3f}"
 
 
+@pytest.mark.slow
 def test_a_stopped_training_prints_the_command_that_goes_on(folder, tmp_path):
     # Started twice by the line that it prints: as a module and as the console script.
     fake = tmp_path / "fake" / "sitecustomize.py"

@@ -11,6 +11,7 @@ BATCH, LENGTH, DIM = 2, 7, 16
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 
 
+@pytest.mark.slow
 def test_the_trapezoid_is_its_recurrence_over_documents():
     mixer = config().model.mixer
     ssm = Trapezoid.SSM(DIM, mixer, nnx.Rngs(params=0))

@@ -163,6 +163,7 @@ def test_every_cause_has_the_parameters_of_the_fixed_recipe():
         assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, shapes(cause), fixed)), cause.name
 
 
+@pytest.mark.slow
 def test_every_cause_has_a_loss_and_a_gradient():
     config = with_vocabulary(runs.configure(FIXED.program, 50, 16, 1), 32)
     params, buffers = runs.initial_models(config, 1)

@@ -120,6 +120,7 @@ def test_a_vocabulary_without_a_fitting_divisor_is_one_chunk(monkeypatch):
     assert born._in_row_chunks(jnp.zeros((11, 2))).shape == (1, 11, 2)
 
 
+@pytest.mark.slow
 @x64
 def test_the_gradient_can_be_differentiated_again():
     psi, weight, bias, targets = map(jnp.asarray, problem(0))

@@ -10,6 +10,8 @@ from small import array_sizes, complex_normal
 
 from sem_jax.core import coherent
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOCAB, DIM, SHAPE = 7, 3, (2, 5)
 
 

@@ -15,6 +15,8 @@ from sem_jax.core.statistics import (
     root_mean_square,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def rng():

@@ -179,6 +179,7 @@ def test_what_is_not_finite_outside_the_parameters_is_named(healthy, where):
     assert "go back to an earlier checkpoint" in first.message
 
 
+@pytest.mark.slow
 def test_a_state_beyond_the_clamp_is_found_though_its_output_is_not(healthy):
     config, _, batch, _ = healthy
     model = dataclasses.replace(config.model, mixer=dataclasses.replace(config.model.mixer, kind="fixed"))
@@ -246,6 +247,7 @@ def test_interleaved_layers_are_told_in_the_order_of_the_pass(healthy):
     assert found.suspects == []
 
 
+@pytest.mark.slow
 def test_a_model_without_propagators_is_diagnosed(healthy):
     config, found = diagnosis_of(healthy, blocks="mixers")
     components = {c.name: c for c in found.components}

@@ -140,7 +140,7 @@ def test_one_seed_draws_one_text(parts, decoder):
     assert continued(decoder, parts, prompts, 12, FREE, seed=1) != [first, other]
 
 
-@pytest.mark.parametrize("context_length", [None, 8])
+@pytest.mark.parametrize("context_length", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_text_is_the_same_alone_and_in_a_batch_of_longer_and_shorter_ones(parts, decoder, context_length):
     prompts = [TOKENS[0, :3], TOKENS[1, :100], TOKENS[1, :9]]
     together = continued(decoder, parts, prompts, 20, FREE, context_length=context_length)

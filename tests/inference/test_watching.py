@@ -55,7 +55,7 @@ def test_the_tokens_are_those_of_generate(model, options):
     )
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "mixers_first"])
+@pytest.mark.parametrize("layout", ["interleaved", pytest.param("mixers_first", marks=pytest.mark.slow)])
 def test_waves_and_probabilities_are_those_of_a_plain_forward_pass(model, layout):
     model = model if layout == "interleaved" else make_model(layout)
     moments = list(model.watch(TEXT, max_tokens=6, seed=1))

@@ -29,7 +29,8 @@ def run(cache, module, *flags):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", [pytest.param("model_tiny", marks=pytest.mark.slow), "model_wide"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model_tiny", "model_wide"])
 def test_a_recorded_model_says_by_the_commands_what_was_recorded(name, tmp_path):
     recorded = golden.load(name)
     state, outputs = golden.group(recorded, "param"), golden.group(recorded, "out")

@@ -42,7 +42,7 @@ VALUE, LOGITS, GRADIENT, CODEBOOK, CANCELLED = 5e-6, 2e-5, 3e-5, 5e-4, 2e-4
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 
-MODELS = ["model_tiny", "model_wide"]
+MODELS = ["model_tiny", pytest.param("model_wide", marks=pytest.mark.slow)]
 
 
 def error(actual, recorded, scale=None) -> float:

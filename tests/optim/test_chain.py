@@ -24,7 +24,7 @@ def train(optimizer, params, grads, jit=True, **extra):
     return params
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_real_trees_give_the_bits_of_adamw(jit, clip_norm):
     config = OptimizerConfig(**STEADY, learning_rate=1e-2, clip_norm=clip_norm)

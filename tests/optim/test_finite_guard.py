@@ -8,7 +8,9 @@ import optax
 import pytest
 
 from sem_jax.config import OptimizerConfig
-from sem_jax.optim import Reason, finite_guard, leaf_names, make_optimizer
+from sem_jax.optim import Reason, finite_guard, is_sound, leaf_names, make_optimizer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPES = {
     "mixers": {"w": ((2, 3, 3), np.complex64)},
@@ -285,3 +287,17 @@ def test_impossible_use_raises():
     guard = finite_guard(optax.identity())
     with pytest.raises(ValueError, match="with params"):
         guard.update(jnp.ones(2), guard.init(jnp.ones(2)), loss=1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64, np.complex64])
+@pytest.mark.parametrize("where", [np.asarray, jnp.asarray], ids=["host", "device"])
+def test_soundness_is_that_of_the_square(dtype, where):
+    # A float64 becomes a float32 on its way to the device, whose square is what counts.
+    values = np.array([0, -3, 1e4, np.nan, np.inf, -np.inf, 1e30], np.float32)
+    half = np.dtype(dtype) == np.float16  # ends at 65504, so that 1e30 is infinite there
+    found = is_sound(where(values[: 6 if half else 7].astype(dtype)))
+    assert isinstance(found, np.ndarray) == (where is np.asarray)
+    assert list(np.asarray(found)) == [True, True, True, False, False, False, False][: len(found)]
+    if np.dtype(dtype).kind == "c":
+        sound = is_sound(where(np.array([1 + 2j, complex(1, np.inf), complex(1e30, 1)], dtype)))
+        assert list(np.asarray(sound)) == [True, False, False]

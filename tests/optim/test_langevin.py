@@ -16,6 +16,8 @@ from small import example_in
 from sem_jax.config import OptimizerConfig
 from sem_jax.optim import langevin_adamw, langevin_noise, with_langevin_noise
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 T, FLOOR, CAP, SEED, RATE = 1e-3, 1e-4, 1e9, 7, 1e-2
 SURPRISE = 1e-6  # probability that a correct sampler fails one check; seeds are fixed, so none does by chance
 

@@ -11,6 +11,8 @@ import pytest
 from sem_jax.config import ConfigError, OptimizerConfig, build, default
 from sem_jax.optim import langevin_adamw, make_optimizer, matrices_of_layers, scale_by_muon
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = OptimizerConfig(warmup_steps=0, decay_steps=0, clip_norm=0.0, weight_decay=0.0, matrices="muon")
 
 

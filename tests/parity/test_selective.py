@@ -28,6 +28,7 @@ CONFIG = ModelConfig(
     likelihood="coherent",
     mixer=MixerConfig(kind="selective", num_heads=3, state_dim=5, block_size=4, conv_width=3),
 )
+pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 TOLERANCE = 1e-12  # relative to the largest entry: a few thousand roundings of float64
 
 

@@ -54,6 +54,7 @@ def test_in_double_precision_the_runs_stay_together(run):
     assert {name: ratio for name, ratio in ratios.items() if not ratio < MULTIPLE} == {}
 
 
+@pytest.mark.slow
 def test_in_single_precision_the_runs_part_no_further_than_rounding_takes_them():
     run = RUNS["default"]
     # Adam's 1 − β2^t is about t·(1 − β2), so that float32's error in β2 appears in v̂ divided by 1 − β2, and half of

@@ -243,6 +243,7 @@ def test_the_card_tells_the_loss_of_both_as_an_evaluation_finds_it(shared, told,
     ]
 
 
+@pytest.mark.slow
 def test_where_the_text_is_gone_the_card_says_that_nothing_was_measured(typed, parts, run, dataset, tmp_path, caplog):
     workdir = tmp_path / "run"
     create_workdir(

@@ -35,10 +35,10 @@ def model(quick_compilation):
 
 
 @pytest.fixture(scope="module")
-def step(quick_compilation):
+def step(model):
     """The step with one fault as an argument; one compilation for all of them."""
-    faulty = make_faulty_step(CONFIG)
-    return lambda state, batch, fault: faulty(copied(state), batch, [fault])
+    faulty, shardings = make_faulty_step(CONFIG), jax.tree.map(lambda x: x.sharding, model)
+    return lambda state, batch, fault: faulty(jax.device_put(copied(state), shardings), batch, [fault])
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,7 @@ def test_nothing_is_saved_within_a_streak_of_bad_steps(config, tmp_path):
     assert sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) == [4, 12]
 
 
+@pytest.mark.slow
 def test_a_state_whose_loss_overflows_is_not_saved_though_its_numbers_are_finite(config, tmp_path):
     said = []
 

@@ -127,6 +127,7 @@ def test_the_loss_is_the_weighted_sum_of_the_hard_one_and_the_divergence(likelih
     assert hard.divergence is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_micro_batches_of_unequal_weight_add_up_to_the_whole_batch(likelihood):
     configs = [run_config(model__likelihood=likelihood, training__micro_batch=size) for size in (2, SEQUENCES)]
@@ -165,6 +166,7 @@ def test_without_weight_the_teacher_costs_nothing_and_changes_nothing():
     assert differing_leaves(*states) == []
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_program_with_and_without_a_teacher():
     programs = []
     for c in (run_config(), run_config(**NO_AVERAGE)):
@@ -172,6 +174,7 @@ def test_evaluation_is_the_same_program_with_and_without_a_teacher():
     assert programs[0] == programs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [4, SEQUENCES])
 def test_no_array_over_positions_and_vocabulary_is_formed_in_training(micro_batch, monkeypatch):
     monkeypatch.setattr(coherent, "CHUNK_ENTRIES", 257 * 16)  # at these sizes one chunk would hold all positions

@@ -169,6 +169,7 @@ def test_a_value_given_after_a_rescue_wins(config, tmp_path):
     assert sum("rescued before" in line for line in said) == 1
 
 
+@pytest.mark.slow
 def test_a_rescue_opens_no_other_field_of_the_model(config, tmp_path):
     train(config, tmp_path, make_step=diverging_while(hasty), rescue=True)
     for changes in ({CG: 12}, {"model.propagator.cayley_dt": 0.2}):
@@ -198,6 +199,7 @@ def test_a_checkpoint_that_is_not_finite_is_set_aside(config, tmp_path):
     assert changes_told(tmp_path) == [(4, LR, 1.2e-3, 6e-4)]
 
 
+@pytest.mark.slow
 def test_a_remedy_is_told_of_again_where_the_run_goes_back_behind_it(config, tmp_path):
     """The lines after the checkpoint are dropped; what is in effect must not be forgotten with them."""
 

@@ -200,7 +200,7 @@ class Blur(Block):
 
 
 @pytest.mark.usefixtures("blurring")
-@pytest.mark.parametrize("blocks", ["mixers", "blurs,propagators"])
+@pytest.mark.parametrize("blocks", [pytest.param("mixers", marks=pytest.mark.slow), "blurs,propagators"])
 def test_a_model_of_other_blocks_trains(blocks):
     changed = config(model__vocab_size=VOCAB, model__blocks=blocks, optimizer__warmup_steps=0)
     state, batch = init_state(changed), Batch(*(rows[:4] for rows in BATCH))

@@ -28,7 +28,7 @@ class Everything(Observer):
         return probe.values
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "mixers_first"])
+@pytest.mark.parametrize("layout", ["interleaved", pytest.param("mixers_first", marks=pytest.mark.slow)])
 def test_power_and_coherence_are_those_of_the_wave_after_each_layer(quick_compilation, layout):
     model_config = config(model__num_layers=2, model__layout=layout, model__vocab_size=11).model
     model = init_model(model_config, 0).merge()
