@@ -17,6 +17,14 @@ REFERENCE: dict[str, Any] = {  # the arithmetic of the PyTorch original, as conf
     "mixer.clamp_interval": 256,
 }
 
+SELECTIVE: dict[str, Any] = {  # the default model, with the recomputation that is the fastest on a CPU
+    "encoder.transport": "none",
+    "mixer.kind": "selective",
+    "likelihood": "coherent",
+    "layout": "interleaved",
+    "remat": "elementwise",
+}
+
 
 class Shape(NamedTuple):
     """Sizes of a model and of its batch."""
@@ -46,7 +54,7 @@ SHAPES = {
 def configuration(shape: Shape, changes: dict[str, Any] | None = None) -> Config:
     """A configuration at these sizes, with model fields such as "propagator.solver" changed.
 
-    Without changes it is the model of the tables in docs/performance.md: plan, fixed B and C, Born readout.
+    Without changes it is the model of most tables in docs/performance.md: plan, fixed B and C, Born readout.
     """
     values = default().to_dict()
     sizes: dict[str, Any] = {

@@ -6,8 +6,9 @@ Command:  python benchmarks/train_step.py [--shapes=char,d128,d256] [--contender
 Contenders take turns, each with the whole step of one random batch: loss, gradient, clipping, optimizer. Those of
 PyTorch run in processes of their own, since the memory settings of `sem_jax.train` would speed them up, too.
 
-  default, elementwise, layers   sem_jax's default configuration with what `remat` names recomputed: none for "default"
-  cg                             the default with the solver "cg" of configs/max_aggression.py
+  selective                      sem_jax's default model; it has no ratio, as nothing in PyTorch computes the same
+  default, elementwise, layers   plan, fixed B and C, Born readout; recomputed: nothing, or what `remat` names
+  cg                             the same with the solver "cg" of configs/max_aggression.py
   reference                      sem_jax in the arithmetic of configs/reference.py
   torch, torch_reference         the plain PyTorch reference of the tests, in either arithmetic: a loop over time, a
                                  complex solve, logits over the whole vocabulary
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from contenders import training_step
 from flops import needed
-from shapes import REFERENCE, SHAPES, configuration, shape_of
+from shapes import REFERENCE, SELECTIVE, SHAPES, configuration, shape_of
 from timing import (
     MIB,
     Timing,
@@ -49,6 +50,7 @@ from sem_jax.config import Config
 from sem_jax.modules.model import abstract_model, count_parameters
 
 OURS: dict[str, dict[str, Any]] = {
+    "selective": SELECTIVE,
     "default": {},
     "elementwise": {"remat": "elementwise"},
     "layers": {"remat": "layers"},
@@ -56,11 +58,14 @@ OURS: dict[str, dict[str, Any]] = {
     "reference": REFERENCE,
 }
 THEIRS: dict[str, dict[str, Any]] = {"torch": {}, "torch_reference": REFERENCE, "torch_compile": {}, "gpt": {}}
-BASELINE = {"reference": "torch_reference", "torch_reference": "torch_reference"}  # "torch" for all others
+# "torch" for all others; nothing in PyTorch computes what the selective model does.
+BASELINE = {"reference": "torch_reference", "torch_reference": "torch_reference", "selective": None}
 
 _SHAPES = flags.DEFINE_list("shapes", ["char", "d128", "d256"], "Names of shapes, of benchmarks/shapes.py.")
 _CONTENDERS = flags.DEFINE_list(
-    "contenders", ["default", "elementwise", "reference", "torch", "torch_reference", "torch_compile", "gpt"], "Which."
+    "contenders",
+    ["selective", "default", "elementwise", "reference", "torch", "torch_reference", "torch_compile", "gpt"],
+    "Which.",
 )
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Time for each contender.")
 _CALLS = flags.DEFINE_list("calls", [], "Calls at most, as contender:number; 1 leaves out the uncounted one before.")
