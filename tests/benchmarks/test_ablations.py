@@ -1,11 +1,17 @@
-"""The trapezoidal mixer of the ablations against its recurrence, step by step."""
+"""Ablations against what they say they are: recurrences, readouts and loops written out."""
 
+import ablations
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ablations import Trapezoid
 from flax import nnx
 from small import complex_normal, config
+
+from sem_jax.modules import model as model_module
+from sem_jax.modules.blocks import BLOCKS
+from sem_jax.modules.model import init_model
 
 BATCH, LENGTH, DIM = 2, 7, 16
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
@@ -38,3 +44,46 @@ def test_the_trapezoid_is_its_recurrence_over_documents():
     expected = expected.reshape(x.shape) + np.asarray(ssm.skip[...]) * x
     # Each output is a sum of at most LENGTH·state_dim terms; float32 parameters are exact in double precision.
     np.testing.assert_allclose(y, expected, rtol=0, atol=LENGTH * mixer.state_dim * 2.0**-52 * np.abs(expected).max())
+
+
+def test_a_capped_readout_is_the_softmax_of_capped_logits():
+    readout = ablations.Capped(config(model__vocab_size=9).model, nnx.Rngs(params=0))
+    rng = np.random.default_rng(1)
+    psi, targets = 200 * complex_normal(rng, 5, DIM), rng.integers(0, 9, 5)
+    logits = (psi @ np.asarray(readout.weight[...]).T).real
+    assert np.abs(logits).max() > ablations.Capped.CAP  # or nothing would be capped
+    capped = 15 * np.tanh(logits / 15)
+    expected = capped - np.log(np.exp(capped).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(readout.log_probs(psi), expected, atol=1e-12)
+    log_p, log_z = readout.target_log_prob(psi, targets)
+    np.testing.assert_allclose(log_p, expected[np.arange(5), targets], atol=1e-12)
+    np.testing.assert_allclose(log_z, np.log(np.exp(capped).sum(axis=-1)), atol=1e-12)
+
+
+def test_a_tied_readout_reads_with_the_conjugate_of_the_embedding():
+    tied = ablations.Tied(config(model__vocab_size=9).model, nnx.Rngs(params=0))
+    embedding, gain = (np.asarray(x[...]) for x in (tied.encoder.embedding, tied.readout.gain))
+    psi = complex_normal(np.random.default_rng(1), 5, DIM)
+    logits = (psi @ (gain * embedding.conj()).T).real
+    expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(tied.readout.log_probs(psi), expected, atol=1e-12)
+    paths = [jax.tree_util.keystr(path) for path, _ in nnx.to_flat_state(nnx.split(tied, nnx.Param, ...)[1])]
+    assert sum("embedding" in path for path in paths) == 1  # one parameter, which both read
+
+
+@pytest.mark.slow
+def test_layers_in_a_loop_of_python_are_those_of_the_scan(monkeypatch):
+    """With the shares of the first layer's values at 0 the ablation is the default model, and otherwise it is not."""
+    sizes = config(model__num_layers=3, model__vocab_size=9).model
+    tokens = np.random.default_rng(0).integers(0, 9, (2, 7))
+    default = init_model(sizes, 0)
+    expected = default.merge()(tokens)[0]
+    monkeypatch.setattr(model_module, "scan_layers", ablations.unrolled)
+    np.testing.assert_allclose(default.merge()(tokens)[0], expected, atol=1e-12)
+    monkeypatch.setitem(BLOCKS, "mixers", ablations.FirstValues)
+    parts = init_model(sizes, 0)
+    shared = parts.merge()(tokens)[0]
+    assert np.abs(shared - expected).max() > 1e-3
+    ssm = parts.params["mixers"]["ssm"]
+    ssm["share"] = jnp.zeros_like(ssm["share"])
+    np.testing.assert_allclose(parts.merge()(tokens)[0], expected, atol=1e-12)
