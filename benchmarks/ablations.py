@@ -254,14 +254,6 @@ class ComplexEmbedding(Encoder):
         self.embedding = nnx.Param(complex_normal(rngs.params(), (config.vocab_size, config.hidden_dim), 1.0))
 
 
-class NoPosition(Encoder):
-    """The position turns nothing."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        super().__init__(config, rngs)
-        self.frequency[...] = jnp.zeros_like(self.frequency[...])
-
-
 class Pairs(Encoder):
     """Beside each token's embedding that of the pair which it makes with the token before it: a_v·b_u in each channel.
 

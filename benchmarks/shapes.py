@@ -13,12 +13,14 @@ REFERENCE: dict[str, Any] = {  # the arithmetic of the PyTorch original, as conf
     "likelihood": "reference",
     "mixer.kind": "fixed",
     "encoder.transport": "sequence_sinkhorn",
+    "encoder.position_phase": True,
     "encoder.embedding_skip": False,
     "mixer.clamp_interval": 256,
 }
 
 SELECTIVE: dict[str, Any] = {  # the default model, with the recomputation that is the fastest on a CPU
     "encoder.transport": "none",
+    "encoder.position_phase": False,
     "mixer.kind": "selective",
     "likelihood": "coherent",
     "layout": "interleaved",
@@ -65,6 +67,7 @@ def configuration(shape: Shape, changes: dict[str, Any] | None = None) -> Config
         "mixer.num_groups": shape.num_groups,
         "mixer.state_dim": shape.state_dim,
         "encoder.transport": "row_softmax",
+        "encoder.position_phase": True,
         "mixer.kind": "fixed",
         "likelihood": "born",
         "layout": "mixers_first",

@@ -74,6 +74,7 @@ FIXED = {
     "model__likelihood": "born",
     "model__layout": "mixers_first",
     "model__encoder__transport": "row_softmax",
+    "model__encoder__position_phase": True,
     "optimizer__matrices": "adam",
     "optimizer__learning_rate": 3e-3,
 }
@@ -114,7 +115,7 @@ VARIANTS = {
         "the default": _with(),
         "complex embedding": _model(Encoder=ablations.ComplexEmbedding),
         "tied embedding": _model(SEM=ablations.Tied),
-        "no position phase": _model(Encoder=ablations.NoPosition),
+        "a position phase": _with(model__encoder__position_phase=True),
         "pairs of characters": _model(Encoder=ablations.Pairs),
         "no norm before the readout": _model(rms_norm=ablations.no_norm),
         "readout of full scale at the start": _model(Readout=ablations.FullScale),

@@ -35,7 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = f"max_aggression:{variant}" if variant else "max_aggression"
     config.model.update(hidden_dim=256, num_layers=16, max_seq_length=2048, remat="layers")
     config.model.update(likelihood="born", layout="mixers_first")  # the original's readout and order of layers
-    config.model.encoder.update(transport="row_softmax", sdr_candidates=128, sdr_sparsity=32)
+    config.model.encoder.update(transport="row_softmax", position_phase=True)
+    config.model.encoder.update(sdr_candidates=128, sdr_sparsity=32)
     config.model.mixer.update(kind="fixed", block_size=8, conv_width=4, num_groups=16, state_dim=128)
     config.model.propagator.update(
         solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = default()
     config.name = "reference"
     config.model.update(likelihood="reference", layout="mixers_first")
-    config.model.encoder.update(transport="sequence_sinkhorn", embedding_skip=False)
+    config.model.encoder.update(transport="sequence_sinkhorn", position_phase=True, embedding_skip=False)
     config.model.mixer.update(kind="fixed", ssm_init="fast", input_scale="dt", clamp_interval=256)
     config.model.propagator.update(solver="dense", cayley_dt=0.1)
     config.optimizer.update(unitary_lambda=0.1, weight_decay=0.1, decay_all=True)

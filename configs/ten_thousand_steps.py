@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = default()
     config.name = "ten_thousand_steps"
     config.model.update(hidden_dim=64, num_layers=4, likelihood="born", layout="mixers_first")
-    config.model.encoder.transport = "row_softmax"
+    config.model.encoder.update(transport="row_softmax", position_phase=True)
     config.model.mixer.kind = "fixed"
     config.model.propagator.update(
         solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8

@@ -400,6 +400,7 @@ def earlier_record():
     del record["model"]["layout"], record["model"]["blocks"]
     del record["model"]["propagator"]["solver_tol"]
     record["model"]["propagator"]["cg_tol"] = 1e-5
+    del record["model"]["encoder"]["position_phase"]
     record["model"]["encoder"]["population_rate"] = 0.01
     record["model"]["mixer"]["scan"] = "chunked"
     return record

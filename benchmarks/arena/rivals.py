@@ -36,14 +36,6 @@ class NoRotation(SelectiveMixer):
             self.phase = nnx.Variable(jnp.zeros_like(self.phase[...]))
 
 
-class NoPosition(SEM):
-    """A SEM whose embedding is not turned by the position."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        super().__init__(config, rngs)
-        self.encoder.frequency[...] = jnp.zeros_like(self.encoder.frequency[...])
-
-
 @dataclass(frozen=True)
 class Rival:
     """What takes the place of the default model: fields of `config.model`, kinds of blocks, and the class."""
@@ -59,13 +51,15 @@ def _real(title: str, block: Any, **mixer: int) -> Rival:
     return Rival(title, {"blocks": "layers", **fields}, {"layers": block}, RealModel)
 
 
+_POSITION = {"encoder.position_phase": True}
+
 # A complex state counts twice, so the real ones have twice as many of them.
 RIVALS = {
     "sem": Rival("SEM"),
-    "sem_fixed": Rival("SEM, fixed B and C", {"mixer.kind": "fixed"}),
+    "sem_position": Rival("SEM, position phase", _POSITION),
+    "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
     "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
-    "sem_no_position": Rival("SEM, no position phase", model=NoPosition),
-    "sem_no_rotation": Rival("SEM, no rotation of the state", blocks={"mixers": NoRotation}),
+    "sem_no_rotation": Rival("SEM, position phase, no rotation of the state", _POSITION, {"mixers": NoRotation}),
     "sem_real": _real("SEM, real-valued", RealMixer, state_dim=32),
     "gpt": _real("GPT", GPT),
     "mamba2": _real("Mamba-2", Mamba2, state_dim=32),

@@ -24,12 +24,15 @@ class EncoderConfig:
 
     The plain embedding alone is the default: a transport plan beside it costs 0.016 nats a character at equal
     parameters, the mean of three seeds (docs/results.md, Parts). Without the plan its other fields are not used.
+    The position phase costs 0.048 (docs/results.md, Both ends): it makes one token another at every position, and the
+    states of the mixers tell distances without it.
     """
 
     transport: Transport = setting(
         "none",
         "how the transport plan is normalised, if there is one; sequence_sinkhorn, the reference's, is not causal",
     )
+    position_phase: bool = setting(False, "turn channel j at position s by s·10000^(−j/D), as the reference does")
     embedding_skip: bool = setting(True, "add the plain embedding beside the transport plan, or in its place")
     sdr_candidates: int = setting(128, "M, columns of the plan", at_least=1, at_most=WIDEST)
     sdr_sparsity: int = setting(

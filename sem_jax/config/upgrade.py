@@ -9,7 +9,7 @@ from sem_jax.config.fields import ConfigError
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested values of a record that version 0.1.0 or this one has written, in the fields of this one.
+    """The nested values of a record that version 0.1.0, 0.2.0 or this one has written, in the fields of this one.
 
     A damaged record stays as it is: `build` names what is wrong with it.
 
@@ -27,6 +27,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
             "one with row_softmax"
         )
     encoder.pop("population_rate", None)
+    encoder.setdefault("position_phase", True)  # there was no encoder without
     if "kind" not in mixer:
         mixer["kind"] = "fixed"  # there was no other
         if mixer.get("scan") == "chunked":

@@ -45,6 +45,7 @@ _SEMANTICS = {
     "model.layout": "mixers_first",
     "model.likelihood": "reference",
     "model.encoder.transport": "sequence_sinkhorn",
+    "model.encoder.position_phase": True,
     "model.encoder.embedding_skip": False,
     "model.mixer.kind": "fixed",
     "model.mixer.input_scale": "dt",

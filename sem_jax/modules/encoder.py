@@ -1,4 +1,4 @@
-"""Token ids to the wave function: optimal transport to a sparse distributed representation, and a position phase."""
+"""Token ids to the wave function: an embedding, and as the reference has it, a transport plan and a position phase."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class TransportStats(NamedTuple):
 class Encoder(nnx.Module):
     """z[s, j] = sdr[s, j]·exp(i·s·10000^(−j/D)) (docs/mathematics.md, section 2, Encoder).
 
+    Without the position phase the wave starts real: what turns it is the mixers' and propagators'.
+
     The transport plan is causal in every form but "sequence_sinkhorn"; its state is the column sums of the prefix
     ("causal_sinkhorn") or nothing.
     """
@@ -45,8 +47,9 @@ class Encoder(nnx.Module):
         self.config = config.encoder
         dim, encoder = config.hidden_dim, config.encoder
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, dim)))
-        # A buffer, so that an imported model turns by its own frequencies to the bit.
-        self.frequency = nnx.Variable(jnp.asarray(rotation_frequency(dim), self.embedding.dtype))
+        if encoder.position_phase:
+            # A buffer, so that an imported model turns by its own frequencies to the bit.
+            self.frequency = nnx.Variable(jnp.asarray(rotation_frequency(dim), self.embedding.dtype))
         if encoder.transport == "none":
             return
         self.input_proj = Linear(dim, encoder.cost_dim, rngs=rngs)
@@ -94,7 +97,13 @@ class Encoder(nnx.Module):
             plan = probe("plan", plan)
             sdr = probe("sdr", sinkhorn.sparsify(plan, self.config.sdr_sparsity))
             hidden = hidden + self.sdr_to_hidden(sdr)
-        return probe("wave", hidden * expi(context.position[..., None] * self.frequency[...])), state
+        return probe("wave", self.turned(hidden, context.position)), state
+
+    def turned(self, hidden: Array, position: Array) -> Array:
+        """The wave [B, S, D] of real amplitudes [B, S, D] at positions [B, S]."""
+        if not self.config.position_phase:
+            return jax.lax.complex(hidden, jnp.zeros_like(hidden))
+        return hidden * expi(position[..., None] * self.frequency[...])
 
     def plan(
         self, x: Array, tokens: Array, position: Array, state: Array, token_freqs: Array | None

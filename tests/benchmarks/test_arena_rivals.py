@@ -10,12 +10,12 @@ from arena.gru import GRU
 from arena.mamba2 import Mamba2
 from arena.real import causal_taps
 from arena.real_sem import RealMixer
-from arena.rivals import RIVALS, NoPosition, installed
+from arena.rivals import RIVALS, installed
 from arena.ssd import state_space
 from flax import nnx
 
 from sem_jax.modules.block import Context
-from sem_jax.modules.model import SEM, abstract_model, init_model
+from sem_jax.modules.model import abstract_model, init_model
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -149,6 +149,3 @@ def test_what_the_controls_lack():
         parts = abstract_model(config)
     assert "phase" not in parts.params["mixers"]["ssm"]
     assert "phase" in abstract_model(config).params["mixers"]["ssm"]
-    for kind, turns in ((SEM, True), (NoPosition, False)):
-        frequency = jax.jit(lambda kind=kind: kind(config, nnx.Rngs(params=0)).encoder.frequency[...])()
-        assert bool(jnp.any(frequency)) == turns

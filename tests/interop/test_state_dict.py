@@ -335,6 +335,12 @@ def test_default_models_are_exported_with_the_names_that_they_have(transport, ab
     ]
 
 
+def test_a_model_without_the_position_phase_is_exported_without_it_and_told_as_a_difference():
+    config = small_config(model__vocab_size=V, model__encoder__position_phase=False, model__mixer__kind="fixed")
+    assert PHASE not in export_state_dict(init_model(config.model, 0))
+    assert "config.model.encoder.position_phase = False" in differences(config)
+
+
 def test_a_selective_mixer_has_no_place_in_the_original():
     config = small_config(model__vocab_size=V, model__mixer__kind="selective")
     assert "config.model.mixer.kind = selective" in differences(config)

@@ -25,6 +25,7 @@ def small_config(transport: str, solver: str = "dense", **changes) -> ModelConfi
         num_layers=2,
         encoder=EncoderConfig(
             transport=transport,
+            position_phase=True,
             embedding_skip=transport == "none",
             sdr_candidates=6,
             sdr_sparsity=4,
@@ -53,7 +54,7 @@ def random_parts(config: ModelConfig, seed: int = 0) -> ModelParts:
     abstract = abstract_model(config)
     params = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), abstract.params)
     frequency = jnp.asarray(rotation_frequency(config.hidden_dim), params["final_gamma"].dtype)
-    buffers = {"encoder": {"frequency": frequency}}
+    buffers = {"encoder": {"frequency": frequency}} if "encoder" in abstract.buffers else {}
     if "propagators" in abstract.buffers:
         fresh = stack_layers([Propagator(config, nnx.Rngs(0), layer) for layer in range(config.num_layers)])
         buffers["propagators"] = nnx.to_pure_dict(nnx.split(fresh, nnx.Param, ...)[2])

@@ -58,6 +58,14 @@ def test_without_transport_a_token_is_its_embedding_turned_by_its_position():
     np.testing.assert_allclose(psi, turned_embedding(encoder), atol=1e-13)
 
 
+def test_without_a_position_phase_a_token_is_its_embedding_at_every_position():
+    encoder = encoder_of("none", position_phase=False)
+    psi, _ = encode(encoder)
+    assert psi.dtype == complex
+    np.testing.assert_array_equal(psi, np.asarray(encoder.embedding[...])[TOKENS])
+    assert jax.tree.leaves(nnx.split(encoder, nnx.Param, ...)[2]) == []  # nothing to turn by
+
+
 def test_the_skip_adds_the_plain_embedding_to_the_plan():
     encoder = encoder_of("row_softmax", embedding_skip=True)
     with_skip, _ = encode(encoder)

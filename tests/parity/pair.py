@@ -43,6 +43,7 @@ def model_config(changes: dict[str, Any] | None = None) -> ModelConfig:
         max_seq_length=16,
         encoder=EncoderConfig(
             transport="row_softmax",
+            position_phase=True,
             sdr_candidates=7,
             sdr_sparsity=4,
             cost_dim=5,
