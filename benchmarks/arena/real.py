@@ -49,10 +49,6 @@ def causal_taps(x: Array, taps: Array, kernel: Array, position: Array) -> tuple[
 class RealEncoder(Encoder):
     """The embedding alone: real, and without a position."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        super().__init__(config, rngs)
-        del self.frequency
-
     def __call__(
         self,
         tokens: Array,
