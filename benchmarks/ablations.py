@@ -142,6 +142,14 @@ class NoPhase(SelectiveMixer):
             self.phase[...] = jnp.zeros_like(self.phase[...])
 
 
+def summed(ssm: SelectiveSSM, x: Array, entering: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
+    """(y [B, S, H, P], the state after it): `entering` [B, S, H, P] enters the states, all else is read from x."""
+    q, k = ssm.queries_and_keys(x)
+    dt, omega = ssm.step_sizes(x)
+    decay, phase = jax.nn.softplus(ssm.decay[...]), ssm.phase[...]
+    return selective_state_space(q, k, entering, dt, omega, decay, phase, h0, position == 0, ssm.config.scan)
+
+
 class Trapezoid(SelectiveMixer):
     """The input by a trapezoidal rule: h_t = α_t·h_{t−1} + (1 − λ_t)·δ_t·α_t·v_{t−1} + λ_t·δ_t·v_t with v_t = k_t x_tᵀ.
 
@@ -159,13 +167,11 @@ class Trapezoid(SelectiveMixer):
 
         def __call__(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
             q, k = self.queries_and_keys(x)
-            dt, omega = self.step_sizes(x)
+            dt, _ = self.step_sizes(x)
             share = jax.nn.sigmoid(self.share.of_parts(x))
             from_next = jnp.pad(((1 - share) * dt)[:, 1:], ((0, 0), (0, 1), (0, 0)))
             by_head = x.reshape(*x.shape[:2], self.config.num_heads, -1)
-            entering = by_head * (share + from_next / dt)[..., None]
-            decay, phase = jax.nn.softplus(self.decay[...]), self.phase[...]
-            y, h = selective_state_space(q, k, entering, dt, omega, decay, phase, h0, position == 0, self.config.scan)
+            y, h = summed(self, x, by_head * (share + from_next / dt)[..., None], h0, position)
             match = jnp.mean(k * jnp.conj(q), axis=-1)[..., None, None]
             y = y - match * from_next[..., None] * by_head
             return y.reshape(x.shape) + self.skip[...] * x, h
@@ -216,17 +222,14 @@ class FirstValues(SelectiveMixer):
             self.share = nnx.Param(jnp.full(dim, 0.5), decay=False)
 
         def values(self, x: Array, position: Array) -> Array:
-            """The values of x [B, S, D], itself in the first layer of a pass."""
+            """Of x [B, S, D]; in the first layer of a pass x itself."""
             if not self.first or self.first[-1][0] is not position:
                 self.first[:] = [(position, x)]
             return x + self.share[...] * (self.first[-1][1] - x)
 
         def __call__(self, x: Array, h0: Array | None, position: Array) -> tuple[Array, Array]:
-            q, k = self.queries_and_keys(x)
-            dt, omega = self.step_sizes(x)
-            by_head = self.values(x, position).reshape(*x.shape[:2], self.config.num_heads, -1)
-            decay, phase = jax.nn.softplus(self.decay[...]), self.phase[...]
-            y, h = selective_state_space(q, k, by_head, dt, omega, decay, phase, h0, position == 0, self.config.scan)
+            values = self.values(x, position).reshape(*x.shape[:2], self.config.num_heads, -1)
+            y, h = summed(self, x, values, h0, position)
             return y.reshape(x.shape) + self.skip[...] * x, h
 
 
@@ -234,12 +237,10 @@ def unrolled(stacked: Any, carry: Any, inputs: Any, apply: Any, remat: str) -> t
     """`scan_layers` as a loop of Python."""
     del remat
     split = {kind: nnx.split(module) for kind, module in stacked.items()}
-    leaves = jax.tree.leaves([variables for _, variables in split.values()])
+    along_layers = {kind: variables for kind, (_, variables) in split.items()}, inputs
     outputs = []
-    for layer in range(len(leaves[0])):
-        variables, given = jax.tree.map(
-            lambda x, layer=layer: x[layer], ({k: v for k, (_, v) in split.items()}, inputs)
-        )
+    for layer in range(len(jax.tree.leaves(along_layers)[0])):
+        variables, given = jax.tree.map(lambda x, layer=layer: x[layer], along_layers)
         blocks = {kind: nnx.merge(graphdef, variables[kind]) for kind, (graphdef, _) in split.items()}
         carry, output = apply(blocks, carry, given)
         outputs.append(output)

@@ -185,7 +185,7 @@ def configure(variant: Variant, dim: int | None, steps: int | None, seed: int) -
 @contextmanager
 def installed(variant: Variant) -> Iterator[None]:
     """The variant's parts in the place of the package's."""
-    with mock.patch.dict(BLOCKS, variant.blocks), mock.patch.multiple(model, **(variant.model or {"SEM": model.SEM})):
+    with mock.patch.dict(BLOCKS, variant.blocks), mock.patch.dict(vars(model), variant.model):
         yield
 
 

@@ -100,9 +100,9 @@ class Encoder(nnx.Module):
         return probe("wave", self.turned(hidden, context.position)), state
 
     def turned(self, hidden: Array, position: Array) -> Array:
-        """The wave [B, S, D] of real amplitudes [B, S, D] at positions [B, S]."""
+        """The wave [B, S, D] of amplitudes [B, S, D] at positions [B, S]."""
         if not self.config.position_phase:
-            return jax.lax.complex(hidden, jnp.zeros_like(hidden))
+            return hidden.astype(jnp.result_type(hidden, jnp.complex64))
         return hidden * expi(position[..., None] * self.frequency[...])
 
     def plan(

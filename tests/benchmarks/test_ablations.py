@@ -10,6 +10,7 @@ from flax import nnx
 from small import complex_normal, config
 
 from sem_jax.modules import model as model_module
+from sem_jax.modules.block import Context
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import init_model
 
@@ -69,6 +70,16 @@ def test_a_tied_readout_reads_with_the_conjugate_of_the_embedding():
     np.testing.assert_allclose(tied.readout.log_probs(psi), expected, atol=1e-12)
     paths = [jax.tree_util.keystr(path) for path, _ in nnx.to_flat_state(nnx.split(tied, nnx.Param, ...)[1])]
     assert sum("embedding" in path for path in paths) == 1  # one parameter, which both read
+
+
+@pytest.mark.parametrize("position_phase", [False, True])
+def test_an_embedding_with_phases_starts_as_the_wave_that_it_is(position_phase):
+    sizes = config(model__vocab_size=9, model__encoder__transport="none", model__encoder__position_phase=position_phase)
+    encoder = ablations.ComplexEmbedding(sizes.model, nnx.Rngs(params=0))
+    tokens, position = np.array([[3, 1, 3]]), np.arange(3)[None]
+    psi, _ = encoder(tokens, encoder.initial_state(1), Context(position))
+    phase = position_phase * position[..., None] * 10000.0 ** (-np.arange(DIM) / DIM)
+    np.testing.assert_allclose(psi, np.asarray(encoder.embedding[...])[tokens] * np.exp(1j * phase), atol=1e-12)
 
 
 @pytest.mark.slow
