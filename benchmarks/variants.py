@@ -6,8 +6,10 @@ Command:  python benchmarks/variants.py --path=FILE [--groups=model,parts --step
 Trains each variant on the characters of FILE (first 90 % train, last 10 % validate, random windows of 64, batches of
 12) and prints nats a character at the end, their difference from the group's first line for the same seeds, and what
 the variant costs. Everything but what is named is equal. `--equal=parameters` gives each variant the width that comes
-closest to the parameters of the group's first line, `--equal=time` as many steps as that one's time allows. What is
-varied is a small model, or with `--config` a recipe, whose schedule scales with `--steps`.
+closest to the parameters of the group's first line, `--equal=time` as many steps as that one's time allows. Time is the
+processor's, so that what else the machine does matters little; on one thread, by
+XLA_FLAGS=--xla_cpu_multi_thread_eigen=false, it is also the time that passes. What is varied is a small model, or with
+`--config` a recipe, whose schedule scales with `--steps`.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ class Result:
     dim: int
     steps: int
     parameters: int
-    step_ms: float  # median, without compilation
+    step_ms: float  # of processor time, the median, without compilation
 
 
 def small() -> ConfigDict:
@@ -194,16 +196,16 @@ def parameters_of(variant: Variant, dim: int) -> int:
 
 
 def train(variant: Variant, dim: int, steps: int, seed: int) -> tuple[float, float]:
-    """(validation nats a character, seconds a step without compilation)."""
+    """(validation nats a character, seconds of processor time a step without compilation)."""
     config = configure(variant, dim, steps, seed)
     dataset = open_dataset(config.data, seed, config.training.global_batch)
     config = with_vocabulary(config, dataset.tokenizer.vocab_size)
     state, step, times = init_state(config), make_train_step(config), []
     for number in range(steps):
-        start = time.perf_counter()
+        start = time.process_time()
         state, metrics = step(state, dataset.train.batch(number))
         metrics.loss.block_until_ready()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return Evaluator(config, dataset)(state.model).values["nll"], float(np.median(times))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side, tuned
 from arena.rivals import RIVALS
-from arena.trials import Budget, Trained, judge, step_ms
+from arena.trials import Budget, Trained, judge, step_gflop, step_ms
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
 
@@ -23,11 +23,15 @@ GRID = Grid((1.3e-3, 4e-3, 1.2e-2, 3.6e-2), "tokens", LAYERS)
 RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru", "sem_real", "sem_position", "sem_fixed", "sem_born")
 TIMED = ("gpt", "mamba2", "gru")  # they also get the time that the SEM takes
 MOST_STEPS = 4  # times the budget's
+COSTS = {"step_ms": 0, "step_gflop": 2}  # of a step, and the digits that a table shows
+CURVE = 40  # stretches of equal length that the training loss is averaged over
 BUCKETS = (0, 64, 128, 256, 512, 1024)  # positions at which a stretch of the long sequences begins or ends
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = "") -> None:
     """All models at equal tokens, then some at equal time, on the text file at `path`."""
+    for name in RIVAL_NAMES:
+        step_cost(record, name, budget, path)
     asked = [{"task": "tokens", "layers": LAYERS, "seed": seed} for seed in range(seeds)]
     for name in RIVAL_NAMES:
         tuned(record, partial(measure, budget, path), GRID, name, asked)
@@ -36,16 +40,22 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = ""
         tuned(record, partial(measure, longer, path), GRID, name, [each | {"task": "time"} for each in asked])
 
 
-def steps_of_equal_time(record: Record, name: str, budget: Budget, path: str) -> int:
-    """How many steps take as long as the SEM's budget, in hundreds, by what a step takes where this is called first."""
+def step_cost(record: Record, name: str, budget: Budget, path: str) -> Cell:
+    """What a step of a rival takes of processor time and of arithmetic, by what is measured where this is called first."""
     batch = dataset(path, 0, budget.batch, LENGTH).train.batch(0)
 
     def measure(asked: list[Cell]) -> list[Cell]:
-        return [{"step_ms": step_ms(each["rival"], budget, LAYERS, batch)} for each in asked]
+        del asked
+        costs = {"step_ms": step_ms(name, budget, LAYERS, batch), "step_gflop": step_gflop(name, budget, LAYERS, batch)}
+        return [costs]
 
-    speeds = record.answers([{"rival": each, "task": "speed", "layers": LAYERS} for each in ("sem", name)], measure)
-    ratio = speeds[0]["step_ms"] / speeds[1]["step_ms"]
-    return 100 * max(round(min(MOST_STEPS, ratio) * budget.steps / 100), 1)
+    return record.answers([{"rival": name, "task": "cost", "layers": LAYERS}], measure)[0]
+
+
+def steps_of_equal_time(record: Record, name: str, budget: Budget, path: str) -> int:
+    """How many steps take as long as the SEM's budget, in hundreds."""
+    ours, theirs = (step_cost(record, each, budget, path)["step_ms"] for each in ("sem", name))
+    return 100 * max(round(min(MOST_STEPS, ours / theirs) * budget.steps / 100), 1)
 
 
 def measure(budget: Budget, path: str, asked: list[Cell]) -> list[Cell]:
@@ -63,6 +73,7 @@ def measure(budget: Budget, path: str, asked: list[Cell]) -> list[Cell]:
             "steps": budget.steps,
             "nats": round(float(np.mean(_nats(asked["rival"], budget, found, held_out))), 4),
             "nats_by_position": [round(stretch, 4) for stretch in stretches],
+            "curve": [round(float(part.mean()), 3) for part in np.array_split(found.losses, CURVE)],
         }
 
     return side_by_side(budget, asked, batches, judgement)
@@ -92,8 +103,9 @@ def tables(record: Record) -> str:
         equal_tokens = judged(record, rival=name, task="tokens")
         equal_time = judged(record, rival=name, task="time")
         steps = f"{equal_time[0]['steps']}" if equal_time else "–"
-        speed = mean_and_spread([cell["step_ms"] for cell in record.cells(rival=name, task="speed")], 0)
-        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps, speed])
+        cost = record.cells(rival=name, task="cost")
+        costs = [mean_and_spread([cell[what] for cell in cost], digits) for what, digits in COSTS.items()]
+        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps, *costs])
         by_position = [cell["nats_by_position"] for cell in equal_tokens]
         lengths.append(
             [RIVALS[name].title, *(mean_and_spread(list(each), 3) for each in zip(*by_position, strict=True))]
@@ -101,7 +113,7 @@ def tables(record: Record) -> str:
     stretches = [f"{first + 1} to {last}" for first, last in itertools.pairwise(BUCKETS)]
     return "\n\n".join(
         [
-            markdown(["nats a character", "equal tokens", "equal time", "its steps", "ms a step"], rows),
+            markdown(["nats a character", "equal tokens", "equal time", "its steps", "ms a step", "GFLOP a step"], rows),
             markdown(["position", *stretches], [row for row in lengths if len(row) > 1]),
             rate_table(record, RIVAL_NAMES, GRID),
         ]

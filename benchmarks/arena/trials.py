@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,6 +19,7 @@ from jax import Array
 from arena.rivals import RIVALS, Answers, installed
 from sem_jax.config import Config, build, default
 from sem_jax.data import Batch
+from sem_jax.modules.cost import COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD
 from sem_jax.modules.model import ModelParts, abstract_model, count_parameters
 from sem_jax.training.host import single_threaded_lapack
 from sem_jax.training.state import TrainState, init_state
@@ -140,6 +142,34 @@ def step_ms(name: str, budget: Budget, layers: int, batch: Batch, calls: int = 2
             state, _ = jax.block_until_ready(step(state, batch))
             times.append(time.process_time() - start)
     return round(1e3 * float(np.median(times)), 2)
+
+
+def step_gflop(name: str, budget: Budget, layers: int, batch: Batch) -> float:
+    """GFLOP of a step of one trial: the products of the forward pass, three times, as each factor gets a gradient."""
+    config = configure(name, budget, layers, 1e-3)
+    with _installed(name, budget):
+        parts = abstract_model(config.model)
+        forward = jax.make_jaxpr(functools.partial(_judge, vocabulary=budget.vocabulary))
+        return round(3 * products(forward(parts, *map(jnp.asarray, (batch.tokens, batch.resets))).jaxpr) / 1e9, 3)
+
+
+def products(jaxpr: jax.extend.core.Jaxpr) -> float:
+    """FLOPs of the matrix products in a program, those in loops of known length as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = [each for value in equation.params.values() for each in jax.tree.leaves(value, is_leaf=_is_jaxpr)]
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(products(getattr(each, "jaxpr", each)) for each in inner if _is_jaxpr(each))
+        if equation.primitive.name == "dot_general":
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            multiply_add = COMPLEX_MULTIPLY_ADD if jnp.iscomplexobj(out) else MULTIPLY_ADD
+            total += multiply_add * out.size * math.prod(left.shape[axis] for axis in contracted)
+    return total
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr))
 
 
 def trial_values(name: str, budget: Budget, layers: int, found: Trained) -> dict[str, Any]:

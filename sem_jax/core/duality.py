@@ -19,8 +19,6 @@ again and keeps one state a chunk, never [S, N, P].
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -95,57 +93,62 @@ def selective_state_space(
 def _one_chunk(h: Array | None, tokens: tuple[Array, ...], decay: Array, phase: Array) -> tuple[Array, Array]:
     """(state after the chunk, y [B, T, H, P]).
 
-    Real arrays all the way: XLA:CPU vectorises their products and sums, and takes complex entries apart one by one.
-    Heads come first and tokens last: every product is one batch of matrices over [H, B], and the longest axis is the
-    one that lies contiguous in memory.
+    Real arrays all the way: XLA:CPU vectorises their products and sums, and takes complex entries apart one by one. A
+    complex vector is a row of real above a row of imaginary parts, and tokens come last: every product is one batch of
+    matrices over [B, H], and the longest axis is the one that lies contiguous in memory.
     """
     q, k, x, dt, omega, starts = tokens
-    length, states = q.shape[1:]
-    dt, omega = jnp.transpose(dt, (2, 0, 1)), jnp.transpose(omega, (2, 0, 1))  # [H, B, T]
-    total_decay = jnp.cumsum(dt * decay[:, None, None], axis=-1)
-    theta = jnp.cumsum(omega, axis=-1)[:, :, None] * phase[:, None, :, None]
-    cos, sin = stored(cos_sin, theta)  # [H, B, N, T]
-    turned_q, turned_k = (_Pair(*_turned_back(jnp.swapaxes(z, 1, 2), cos, sin)) for z in (q / states, k))
-    rows_q, rows_k = turned_q.stacked(), turned_k.stacked()
-    x = jnp.transpose(x, (2, 0, 3, 1))
-    u = _Pair(x.real * dt[:, :, None], x.imag * dt[:, :, None])  # [H, B, P, T]
+    total_decay = _running_sum(jnp.swapaxes(dt * decay, 1, 2))  # Λ [B, H, T]
+    theta = _running_sum(jnp.swapaxes(omega, 1, 2))[:, :, None] * phase[:, :, None]
+    cos, sin = stored(cos_sin, theta)  # [B, H, N, T]
+    rows = stored(lambda *z: tuple(map(_rows, z)), q[:, :, None] / q.shape[-1], k[:, :, None])  # [B, 1, 2N, T]
+    q, k = (_turned_back(z, cos, sin) for z in rows)  # [B, H, 2N, T]
+    u = stored(lambda x, dt: _rows(x) * jnp.swapaxes(dt, -1, -2)[..., None, :], x, dt)  # [B, H, 2P, T]
 
     document = jnp.cumsum(starts, axis=-1)
-    past = jnp.triu(jnp.ones((length, length), bool)) & (document[:, :, None] == document[:, None, :])
-    exponent = total_decay[..., None] - total_decay[..., None, :]  # Λ_s − Λ_t [H, B, s, t]
-    weight = jnp.exp(jnp.where(past, exponent, -jnp.inf))
-    real, imag = (weight * _product("hbns,hbnt->hbst", rows, rows_q) for rows in (rows_k, turned_k.over_i()))
-    y = _product("hbps,hbst->hbpt", u.stacked(), real) - _product("hbps,hbst->hbpt", u.over_i(), imag)
+    past = jnp.triu(document[:, :, None] == document[:, None, :])
+    y = _within_chunk(q, k, u, total_decay, stored(lambda past: jnp.where(past, 0.0, -jnp.inf), past))
 
     # What is left of each token at the end of the chunk, if its document is still read.
-    left = jnp.where(document == document[:, -1:], jnp.exp(total_decay - total_decay[..., -1:]), 0)
-    of_real, of_imag = (_product("hbnt,hbpt->hbnp", rows_k, part * left[:, :, None]) for part in u)
-    (rr, ir), (ri, ii) = jnp.split(of_real, 2, axis=2), jnp.split(of_imag, 2, axis=2)
-    last = jax.lax.complex(rr - ii, ri + ir)
+    left = jnp.exp(total_decay - total_decay[..., -1:]) * (document == document[:, -1:])[:, None]
+    h_out = _complex_outer(_product("bhnt,bhpt->bhnp", k, u * left[:, :, None]))
     if h is not None:
-        before = jnp.swapaxes(h, 0, 1)
-        pair = _Pair(before.real, before.imag)
-        read = [_product("hbnp,hbnt->hbpt", rows, rows_q) for rows in (pair.stacked(), pair.over_i())]
-        y += jnp.concatenate(read, axis=2) * jnp.where(document == 0, jnp.exp(-total_decay), 0)[:, :, None]
-        last += jnp.where(document[:, -1] == 0, jnp.exp(-total_decay[..., -1]), 0)[..., None, None] * before
-    last *= jax.lax.complex(cos[..., -1], sin[..., -1])[..., None]
-    y = jax.lax.complex(*jnp.split(y, 2, axis=2))
-    return jnp.swapaxes(last, 0, 1), jnp.transpose(y, (1, 3, 0, 2))
+        unbroken = (document == 0)[:, None] * jnp.exp(-total_decay)
+        rows = jnp.concatenate([h.real, h.imag], axis=2)
+        read = _product("bhnp,bhnt->bhpt", jnp.concatenate([rows, _over_i(rows)], axis=-1), q)
+        y += read * unbroken[:, :, None]
+        h_out += unbroken[..., -1:, None] * h
+    h_out *= jax.lax.complex(cos[..., -1], sin[..., -1])[..., None]
+    return h_out, stored(lambda y: jnp.moveaxis(jax.lax.complex(*_halves(y)), -1, -3), y)
 
 
-class _Pair(NamedTuple):
-    """A complex array [H, B, N, T] by its parts."""
+def _running_sum(a: Array) -> Array:
+    """Over the last axis; XLA:CPU would fuse `jnp.cumsum` into every reader, and does not fuse a product."""
+    ones = jnp.triu(jnp.ones((a.shape[-1], a.shape[-1]), a.dtype))
+    return _product("bhs,st->bht", a, ones)
 
-    real: Array
-    imag: Array
 
-    def stacked(self) -> Array:
-        """[H, B, 2N, T], Re above Im: with the stack of q, the rows of k give Re(q̄k)."""
-        return jnp.concatenate([self.real, self.imag], axis=2)
+def _rows(z: Array) -> Array:
+    """Complex [..., T, H, N] to its parts [..., H, 2N, T]."""
+    return jnp.moveaxis(jnp.concatenate([z.real, z.imag], axis=-1), -3, -1)
 
-    def over_i(self) -> Array:
-        """The stack of the array divided by i, whose rows give Im(q̄k)."""
-        return jnp.concatenate([self.imag, -self.real], axis=2)
+
+def _halves(rows: Array) -> tuple[Array, Array]:
+    """The real and the imaginary part of rows [..., 2N, T]."""
+    real, imag = jnp.split(rows, 2, axis=-2)
+    return real, imag
+
+
+def _over_i(rows: Array) -> Array:
+    """Rows [..., 2N, T] of z/i = Im z − i·Re z."""
+    real, imag = _halves(rows)
+    return jnp.concatenate([imag, -real], axis=-2)
+
+
+def _complex_outer(products: Array) -> Array:
+    """Σ_t k u from the products of the rows of k with those of u, [..., 2N, 2P]: [..., N, P]."""
+    (rr, ri), (ir, ii) = (jnp.split(half, 2, axis=-1) for half in _halves(products))
+    return jax.lax.complex(rr - ii, ri + ir)
 
 
 def _product(subscripts: str, a: Array, b: Array) -> Array:
@@ -153,25 +156,82 @@ def _product(subscripts: str, a: Array, b: Array) -> Array:
 
 
 @jax.custom_vjp
-def _turned_back(z: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
-    """The parts [H, B, N, T] of z·e^{−iθ}, z [B, N, T]."""
-    return z.real * cos + z.imag * sin, z.imag * cos - z.real * sin
+def _turned_back(z: Array, cos: Array, sin: Array) -> Array:
+    """Rows [B, H, 2N, T] of z·e^{−iθ}, from rows z [B, 1, 2N, T] and cos θ, sin θ [B, H, N, T]."""
+    real, imag = _halves(z)
+    return jnp.concatenate([real * cos + imag * sin, imag * cos - real * sin], axis=-2)
 
 
 def _turned_back_forward(z: Array, cos: Array, sin: Array):
     return _turned_back(z, cos, sin), (z, cos, sin)
 
 
-def _turned_back_backward(residuals, cotangents):
+def _turned_back_backward(residuals, turned_bar: Array):
     z, cos, sin = residuals
-    real_bar, imag_bar = cotangents
-    z_real, z_imag = stored(lambda r, i, c, s: (r * c - i * s, r * s + i * c), real_bar, imag_bar, cos, sin)
-    cos_bar = z.real * real_bar + z.imag * imag_bar
-    z_bar = jax.lax.complex(jnp.sum(z_real, axis=0), -jnp.sum(z_imag, axis=0))
-    return z_bar, cos_bar, z.imag * real_bar - z.real * imag_bar
+    (real, imag), (real_bar, imag_bar) = _halves(z), _halves(turned_bar)
+    z_bar = stored(
+        lambda r, i, c, s: jnp.concatenate([r * c - i * s, r * s + i * c], axis=-2), real_bar, imag_bar, cos, sin
+    )
+    cos_bar = real * real_bar + imag * imag_bar
+    return jnp.sum(z_bar, axis=1, keepdims=True), cos_bar, imag * real_bar - real * imag_bar
 
 
 _turned_back.defvjp(_turned_back_forward, _turned_back_backward)
+
+
+@jax.custom_vjp
+def _within_chunk(q: Array, k: Array, u: Array, total_decay: Array, past: Array) -> Array:
+    """Rows of y_t = Σ_s W_st·(q_tᴴ k_s)·u_s with W_st = exp(Λ_s − Λ_t + past_st).
+
+    The rows of k and those of k/i stand side by side, so that one product gives Re(q̄k) above Im(q̄k), and one more takes
+    both to y; so does each cotangent. As exp is its own derivative, Λ̄ needs no sums over scores, which would be sums of
+    Y_t·y_t over s and of u_s·ū_s over t, with Y the cotangent of y: Λ̄_t = u_t·ū_t − Y_t·y_t.
+
+    Args:
+      q, k: [B, H, 2N, T].
+      u: [B, H, 2P, T].
+      total_decay: [B, H, T], Λ.
+      past: [B, s, t], 0 where t reads s and −inf where it does not; it gets no gradient.
+
+    Returns:
+      [B, H, 2P, T].
+    """
+    return _weighted(q, k, u, total_decay, past)[0]
+
+
+def _weighted(q: Array, k: Array, u: Array, total_decay: Array, past: Array) -> tuple[Array, ...]:
+    """(y, and what its gradient needs: W [B, H, s, t], keys, values, and the weighted scores [B, H, 2s, t])."""
+    weight = jnp.exp(total_decay[..., None] - total_decay[..., None, :] + past[:, None])
+    keys = jnp.concatenate([k, _over_i(k)], axis=-1)  # [B, H, 2N, 2s]
+    values = jnp.concatenate([u, -_over_i(u)], axis=-1)
+    scores = _times_twice(_product("bhns,bhnt->bhst", keys, q), weight)
+    return _product("bhps,bhst->bhpt", values, scores), weight, keys, values, scores
+
+
+def _times_twice(scores: Array, weight: Array) -> Array:
+    """Each half of scores [B, H, 2s, t] times weight [B, H, s, t]."""
+    batch, heads, *sizes = weight.shape
+    return (scores.reshape(batch, heads, 2, *sizes) * weight[:, :, None]).reshape(scores.shape)
+
+
+def _within_chunk_forward(*arguments: Array):
+    y, *kept = _weighted(*arguments)
+    return y, (arguments[0], arguments[2], y, *kept)
+
+
+def _within_chunk_backward(residuals, y_bar: Array):
+    q, u, y, weight, keys, values, scores = residuals
+    scores_bar = _times_twice(_product("bhps,bhpt->bhst", values, y_bar), weight)
+    q_bar = _product("bhns,bhst->bhnt", keys, scores_bar)
+    k_bar, over_i_bar = jnp.split(_product("bhnt,bhst->bhns", q, scores_bar), 2, axis=-1)
+    k_bar -= _over_i(over_i_bar)
+    u_bar, minus_bar = jnp.split(_product("bhpt,bhst->bhps", y_bar, scores), 2, axis=-1)
+    u_bar += _over_i(minus_bar)
+    decay_bar = jnp.sum(u * u_bar, axis=-2) - jnp.sum(y_bar * y, axis=-2)
+    return q_bar, k_bar, u_bar, decay_bar, None
+
+
+_within_chunk.defvjp(_within_chunk_forward, _within_chunk_backward)
 
 
 def _recurrent(h0: Array, tokens: tuple[Array, ...], decay: Array, phase: Array, method: str) -> tuple[Array, Array]:
