@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 # Of Okabe and Ito, distinct to the colour-blind.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#F0E442")
 
 
-def save_curves(path: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
+def save_curves(
+    path: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, marker: str = "o"
+) -> None:
     """One line a label, both axes logarithmic."""
     try:
         import matplotlib
@@ -20,7 +22,7 @@ def save_curves(path: str, lines: Mapping[str, tuple[Sequence[float], Sequence[f
     pyplot.rcParams.update({"svg.hashsalt": path, "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(figsize=(5.2, 3.4))
     for colour, (label, (sizes, values)) in zip(COLOURS, lines.items(), strict=False):
-        axes.plot(sizes, values, "o-", color=colour, markersize=3.5, linewidth=1.4, label=label)
+        axes.plot(sizes, values, marker=marker, color=colour, markersize=3.5, linewidth=1.4, label=label)
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

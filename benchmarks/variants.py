@@ -34,7 +34,7 @@ from sem_jax.modules import model
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.model import abstract_model, count_parameters
 from sem_jax.training.evaluation import Evaluator
-from sem_jax.training.host import single_threaded_lapack
+from sem_jax.training.host import keep_freed_memory, single_threaded_lapack
 from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step
 
@@ -235,6 +235,7 @@ def line(name: str, result: Result, first: Result) -> str:
 
 def main(argv: list[str]) -> None:
     del argv
+    keep_freed_memory()
     enable_compilation_cache()  # one program serves all seeds
     found: dict[str, dict[str, Any]] = {}
     for group in _GROUPS.value:

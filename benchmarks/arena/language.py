@@ -8,8 +8,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+from figures import save_curves
 
 from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side, tuned
 from arena.rivals import RIVALS
@@ -41,7 +43,7 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = ""
 
 
 def step_cost(record: Record, name: str, budget: Budget, path: str) -> Cell:
-    """What a step of a rival takes of processor time and of arithmetic, by what is measured where this is called first."""
+    """What a step of a rival takes of processor time, where this is called first, and of arithmetic."""
     batch = dataset(path, 0, budget.batch, LENGTH).train.batch(0)
 
     def measure(asked: list[Cell]) -> list[Cell]:
@@ -92,6 +94,36 @@ def _nats(rival: str, budget: Budget, found: Trained, batches: Iterator[Batch]) 
     return np.concatenate([judge(rival, budget, found.parts, batch)[0] for batch in batches])
 
 
+def curves(record: Record, cost: str) -> dict[str, tuple[list[float], list[float]]]:
+    """The training losses of all models at equal tokens, the mean over their seeds, by title.
+
+    Args:
+      record: the cells.
+      cost: "step_ms", for curves against the seconds of processor time so far, or "step_gflop", against the GFLOP.
+
+    Returns:
+      (cost so far, nats a character) at the end of each stretch of steps.
+    """
+    found = {}
+    for name in RIVAL_NAMES:
+        cells, costs = judged(record, rival=name, task="tokens"), record.cells(rival=name, task="cost")
+        if cells and costs:
+            a_step = costs[0][cost] / (1e3 if cost == "step_ms" else 1)
+            stretches = np.arange(1, len(cells[0]["curve"]) + 1) / len(cells[0]["curve"])
+            losses = np.mean([cell["curve"] for cell in cells], axis=0)
+            found[RIVALS[name].title] = ((a_step * cells[0]["steps"] * stretches).tolist(), losses.tolist())
+    return found
+
+
+def draw(record: Record, folder: Path) -> None:
+    """Pictures of the curves, arena_seconds.svg and arena_gflop.svg."""
+    for cost, file, label in (
+        ("step_ms", "arena_seconds.svg", "seconds of one thread"),
+        ("step_gflop", "arena_gflop.svg", "GFLOP"),
+    ):
+        save_curves(str(folder / file), curves(record, cost), label, "nats a character, training", marker="")
+
+
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
 
@@ -113,7 +145,9 @@ def tables(record: Record) -> str:
     stretches = [f"{first + 1} to {last}" for first, last in itertools.pairwise(BUCKETS)]
     return "\n\n".join(
         [
-            markdown(["nats a character", "equal tokens", "equal time", "its steps", "ms a step", "GFLOP a step"], rows),
+            markdown(
+                ["nats a character", "equal tokens", "equal time", "its steps", "ms a step", "GFLOP a step"], rows
+            ),
             markdown(["position", *stretches], [row for row in lengths if len(row) > 1]),
             rate_table(record, RIVAL_NAMES, GRID),
         ]

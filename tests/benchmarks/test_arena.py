@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from arena import decoding, language, recall, sampling, state_tracking
@@ -10,7 +11,7 @@ from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.page import tables_in, write_table
 from arena.rivals import RIVALS, installed
-from arena.trials import Trial, configure, train
+from arena.trials import Trial, configure, products, train
 
 from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step
@@ -136,12 +137,32 @@ def test_language_cell(monkeypatch, tmp_path, quick_compilation):
     path.write_text("the wave turns and the phase turns with it. " * 100, encoding="utf-8")
     monkeypatch.setattr(language, "BUCKETS", (0, 64, 128))
     monkeypatch.setattr(language, "RIVAL_NAMES", ("gru",))
+    monkeypatch.setattr(language, "CURVE", 2)
     budget = tiny(language)
     what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
     (cell,) = record.answers([what], lambda asked: language.measure(budget, str(path), asked))
     assert 1 < cell["nats"] < 1.5 * np.log(65)
     assert f"| GRU | {cell['nats']:.4f} | – | – | " in language.tables(record)
+    monkeypatch.setattr(language, "LAYERS", 1)
+    cost = language.step_cost(record, "gru", budget, str(path))
+    for kind, unit in (("step_ms", 1e-3), ("step_gflop", 1)):
+        costs, losses = language.curves(record, kind)["GRU"]
+        assert losses == cell["curve"]
+        assert losses[-1] < losses[0]
+        np.testing.assert_allclose(costs, cost[kind] * unit * np.array([1, 2]))
+    language.draw(record, tmp_path)
+    assert all((tmp_path / f"arena_{kind}.svg").stat().st_size > 1000 for kind in ("seconds", "gflop"))
+
+
+def test_the_arithmetic_of_a_step_is_that_of_its_products():
+    def program(x, w):
+        carry, _ = jax.lax.scan(lambda c, _: (c @ w, None), x, length=5)
+        return jax.lax.complex(carry, carry) @ jax.jit(lambda w: jax.lax.complex(w, w))(w)
+
+    x, w = np.ones((3, 4), np.float32), np.ones((4, 4), np.float32)
+    # 2·3·4·4 FLOPs five times, and 8·3·4·4 of the complex product.
+    assert products(jax.make_jaxpr(program)(x, w).jaxpr) == 5 * 96 + 384
 
 
 def test_calibration_error_is_the_gap_between_sure_and_right():
