@@ -16,45 +16,28 @@ from sem_jax.core.duality import selective_state_space
 from sem_jax.modules.block import Block, Context
 from sem_jax.modules.encoder import Encoder
 from sem_jax.modules.linear import Linear, complex_weight
-from sem_jax.modules.mixer import CausalConv, SpinorGate
+from sem_jax.modules.mixer import CausalConv
 from sem_jax.modules.model import SEM
 from sem_jax.modules.probe import Probe, unobserved
 from sem_jax.modules.readout import Readout
-from sem_jax.modules.selective_mixer import SelectiveMixer, SelectiveSSM
+from sem_jax.modules.selective_mixer import InputProjection, SelectiveMixer, SelectiveSSM
 
 
-class NoSpinorGate(SelectiveMixer):
-    """The output gate reads the normalised input."""
+class NoInputProjection(SelectiveMixer):
+    """Convolution and output gate read the normalised wave itself."""
 
-    class Identity(SpinorGate):
-        def __init__(self) -> None:
+    class Identity(InputProjection):
+        def __init__(self, *unused: Any) -> None:
             pass
 
         def __call__(self, x: Array) -> Array:
             return x
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
-        super().__init__(config, rngs, layer)
-        self.spinor_gate = self.Identity()
-
-
-class InputProjection(SelectiveMixer):
-    """A full complex matrix in the place of the spinor gate, of as many parameters as its gate."""
-
-    class Projection(SpinorGate):
-        def __init__(self, dim: int, rngs: nnx.Rngs):
-            self.matrix = complex_weight(rngs, dim, dim)
-
-        def __call__(self, x: Array) -> Array:
-            return complex_matmul(x, self.matrix[...])
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
-        super().__init__(config, rngs, layer)
-        self.spinor_gate = self.Projection(config.hidden_dim, rngs)
+    INPUT: ClassVar = ("in_proj", Identity)
 
 
 class NoConvolution(SelectiveMixer):
-    """The state space reads the spinor gate's output."""
+    """The state space reads what the input projection gives out."""
 
     class Identity(CausalConv):
         def __init__(self, width: int) -> None:
@@ -81,8 +64,8 @@ class NoOutputGate(SelectiveMixer):
         super().__init__(config, rngs, layer)
         del self.output_gate
 
-    def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
-        del rotated
+    def gate_output(self, z: Array, entering: Array, probe: Probe) -> Array:
+        del entering
         return probe("output_gate", z)
 
 
@@ -104,15 +87,6 @@ class LowRankOutputGate(SelectiveMixer):
         super().__init__(config, rngs, layer)
         dim = config.hidden_dim
         self.output_gate = LowRank(2 * dim, dim, dim // 8, 1.0, rngs)
-
-
-class LowRankSpinorGate(SelectiveMixer):
-    """The spinor gate of rank D/8."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
-        super().__init__(config, rngs, layer)
-        dim = config.hidden_dim
-        self.spinor_gate.gate_proj = LowRank(2 * dim, dim, dim // 8, 0.0, rngs)
 
 
 class NoBias(SelectiveMixer):

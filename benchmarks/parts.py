@@ -90,9 +90,9 @@ def _mixer(mixer: Mixer, x: Array, past: MixerState, context: Context) -> dict[s
     ssm = _selective_ssm if isinstance(mixer, SelectiveMixer) else _fixed_ssm
     return {
         "norm": (lambda m, z: m.norm(z), mixer, x),
-        "spinor_gate": (lambda m, z: m(z), mixer.spinor_gate, x),
+        mixer.INPUT[0]: (lambda m, z: m(z), mixer.input, x),
         "conv": (lambda m, *inputs: m(*inputs)[0], mixer.conv, x, past.taps, context.position),
-        "amplitude_gate": (lambda m, z: m.amplitude_gate(z), mixer, x),
+        **({"amplitude_gate": (lambda m, z: m.amplitude_gate(z), mixer, x)} if "amplitude_gate" in mixer.PARTS else {}),
         **ssm(mixer.ssm, x, past.ssm, context.position),
         "out_proj": (lambda m, z, x: m.residual(x, complex_matmul(z, m.out_proj[...])), mixer, x, x),
     }

@@ -90,9 +90,8 @@ VARIANTS = {
     },
     "parts": {
         "the default": _with(),
-        "no spinor gate": _mixer(ablations.NoSpinorGate),
-        "spinor gate of rank D/8": _mixer(ablations.LowRankSpinorGate),
-        "input projection for the spinor gate": _mixer(ablations.InputProjection),
+        "a spinor gate for the input projection": _with(model__mixer__input_map="spinor_gate"),
+        "neither": _mixer(ablations.NoInputProjection),
         "no convolution": _mixer(ablations.NoConvolution),
         "an amplitude gate": _mixer(ablations.AmplitudeGate),
         "no output gate": _mixer(ablations.NoOutputGate),

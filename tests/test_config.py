@@ -396,7 +396,8 @@ def test_help_names_each_field_once_with_default_meaning_and_range():
 def earlier_record():
     """What version 0.1.0 wrote, as far as it differs from what this one writes."""
     record = dataclasses.asdict(build(fields(model__likelihood="born")))
-    del record["model"]["mixer"]["kind"], record["model"]["mixer"]["num_heads"]
+    for name in ("kind", "num_heads", "input_map"):
+        del record["model"]["mixer"][name]
     del record["model"]["layout"], record["model"]["blocks"]
     del record["model"]["propagator"]["solver_tol"]
     record["model"]["propagator"]["cg_tol"] = 1e-5
@@ -411,7 +412,7 @@ def test_a_record_of_an_earlier_version_is_upgraded():
     before = json.dumps(record)
     expected = override(
         fields(model__propagator__solver_tol=1e-5, model__likelihood="born"),
-        {"model.mixer": {**fields()["model"]["mixer"], "kind": "fixed", "num_heads": 8}},
+        {"model.mixer": {**fields()["model"]["mixer"], "kind": "fixed", "input_map": "spinor_gate", "num_heads": 8}},
     )
     assert build(upgrade(record)) == build(expected)
     assert json.dumps(record) == before

@@ -26,7 +26,7 @@ class RealMixer(Block):
     """
 
     PARTS: ClassVar = {
-        "spinor_gate": ("gamma", "rotation", "spinor"),
+        "in_proj": ("gamma", "in_proj"),
         "conv": ("kernel", "conv_bias"),
         "ssm": ("query", "key", "q_bias", "k_bias", "rates", "decay", "skip"),
         "output_gate": ("output_gate",),
@@ -39,9 +39,7 @@ class RealMixer(Block):
         dim, mixer = config.hidden_dim, config.mixer
         self.heads, self.scale = mixer.num_heads, depth_scale(config)
         self.gamma = nnx.Param(jnp.ones(dim), decay=False)
-        shape = (dim // mixer.block_size, mixer.block_size, mixer.block_size)
-        self.rotation = nnx.Param(jnp.eye(mixer.block_size) + 0.02 * jax.random.normal(rngs.params(), shape))
-        self.spinor = Linear(dim, dim, rngs=rngs)
+        self.in_proj = matrix(rngs, dim, dim)
         bound = mixer.conv_width**-0.5
         kernel = jax.random.uniform(rngs.params(), (mixer.conv_width, dim), minval=-bound, maxval=bound)
         self.kernel, self.conv_bias = nnx.Param(kernel, decay=False), nnx.Param(jnp.zeros(dim), decay=False)
@@ -66,18 +64,13 @@ class RealMixer(Block):
     ) -> tuple[Array, Memory, tuple[()]]:
         """See `Block`."""
         del prepared
-        rotated = probe("spinor_gate", self._spinor_gate(rms_norm(x, self.gamma[...])))
-        z, taps = causal_taps(rotated, state.taps, self.kernel[...], context.position)
+        entering = probe("in_proj", real_matmul(rms_norm(x, self.gamma[...]), self.in_proj[...]))
+        z, taps = causal_taps(entering, state.taps, self.kernel[...], context.position)
         z = probe("conv", z + self.conv_bias[...])
         y, h = self._state_space(z, state.ssm, context.position)
-        y = probe("output_gate", probe("ssm", y) * jax.nn.silu(self.output_gate(rotated)))
+        y = probe("output_gate", probe("ssm", y) * jax.nn.silu(self.output_gate(entering)))
         y = self.scale * self.output_scale[...] * real_matmul(y, self.out[...])
         return probe("residual", x + y), Memory(taps, h), ()
-
-    def _spinor_gate(self, n: Array) -> Array:
-        blocks = self.rotation[...]
-        turned = jnp.einsum("...ni,noi->...no", n.reshape(*n.shape[:-1], *blocks.shape[:2]), blocks).reshape(n.shape)
-        return n + jax.nn.sigmoid(1.7015 * self.spinor(n)) * (turned - n)
 
     def _state_space(self, z: Array, h: Array, position: Array) -> tuple[Array, Array]:
         q, k = self._normalised(z, self.query, self.q_bias), self._normalised(z, self.key, self.k_bias)

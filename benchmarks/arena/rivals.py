@@ -57,6 +57,7 @@ _POSITION = {"encoder.position_phase": True}
 RIVALS = {
     "sem": Rival("SEM"),
     "sem_position": Rival("SEM, position phase", _POSITION),
+    "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
     "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
     "sem_no_rotation": Rival("SEM, position phase, no rotation of the state", _POSITION, {"mixers": NoRotation}),

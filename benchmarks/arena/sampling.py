@@ -29,7 +29,7 @@ from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step
 
 BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
-RIVAL = "sem_position"
+RIVAL = "sem_spinor"
 RATE = 4e-3  # of Adam, for Muon takes no noise
 SAMPLES = 20
 RUNS = {"decay": "no noise, decayed", "0": "no noise", "1/N": "T = 1/N", "1e-5": "T = 1e-5", "1e-4": "T = 1e-4"}

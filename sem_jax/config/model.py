@@ -62,7 +62,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """One sequence-mixing layer: spinor gate, causal convolution, SSM (docs/mathematics.md, section 2, Mixer).
+    """One sequence-mixing layer (docs/mathematics.md, section 2, Mixer, and section 7).
 
     Initialisation, measured as in `EncoderConfig`: fast 1.9576, ring 2.0039, ring with unit variance 1.9981.
     """
@@ -71,6 +71,10 @@ class MixerConfig:
         "selective",
         "what the state takes in and gives out: by fixed matrices B and C, as in the reference, or by keys and queries "
         "that are read from each token",
+    )
+    input_map: Literal["projection", "spinor_gate"] = setting(
+        "projection",
+        "what the selective mixer reads its input by: a complex matrix, or a spinor gate, as the fixed one always does",
     )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)

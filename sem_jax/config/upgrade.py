@@ -32,6 +32,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         mixer["kind"] = "fixed"  # there was no other
         if mixer.get("scan") == "chunked":
             mixer["scan"] = "auto"  # it evaluated the same recurrence
+    mixer.setdefault("input_map", "spinor_gate")  # there was no mixer without
     if "cg_tol" in propagator:
         propagator["solver_tol"] = propagator.pop("cg_tol")
     # Before the order of the layers could be chosen, it was this one.

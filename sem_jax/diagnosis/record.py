@@ -50,8 +50,8 @@ class Component:
 class MixerLayer:
     """Gates, memory and stream of one mixer."""
 
-    gate_mean: float
-    gate_saturated: float  # share of entries outside 0.01..0.99
+    gate_mean: float | None  # None: there is no spinor gate
+    gate_saturated: float | None  # share of entries outside 0.01..0.99
     decay: float  # largest |a|
     state: float  # largest |h|
     gain: float  # rms of the stream after the layer over that before it
@@ -168,7 +168,8 @@ def largest_eigenvalue(matrix: np.ndarray) -> float:
 
 def _mixer(measured: Measurement, components: dict[str, Component], layer: int) -> MixerLayer:
     end = components[f"mixers.{layer}.residual"]
-    numbers = {key: float(value[layer]) for key, value in measured.walk.details["mixers"]._asdict().items()}
+    details = measured.walk.details["mixers"]._asdict()
+    numbers: dict[str, Any] = {key: None if values is None else float(values[layer]) for key, values in details.items()}
     return MixerLayer(**numbers, gain=end.gain, gradient_growth=end.gradient_growth)
 
 

@@ -28,7 +28,7 @@ SIZE_LIMIT = 100.0  # rms of the first and of the last wave; of order one in a h
 HUGE = 1e9  # its fourth power is near the largest float32
 MEMORY_LIMIT = 0.01  # largest |a|; of an input 1 % is left one token later
 
-_LINEAR = ("spinor_gate", "conv", "ssm", "out_proj", "residual")
+_LINEAR = ("spinor_gate", "in_proj", "conv", "ssm", "out_proj", "residual")
 _WEIGHTS = "optimizer.weight_decay"
 _SHRINK = "the weights have grown: raise config.optimizer.weight_decay or lower config.optimizer.learning_rate"
 
@@ -45,7 +45,15 @@ def find_suspects(config: Config, diagnosis: Diagnosis) -> list[Finding]:
         *_transport(config, diagnosis),
         *_noise(diagnosis),
     ]
-    return sorted(findings, key=lambda finding: -finding.severity)  # stable: equals stay in the order of the model
+    # Stable: equals stay in the order of the model.
+    return sorted(_without_heirs(findings), key=lambda finding: -finding.severity)
+
+
+def _without_heirs(findings: list[Finding]) -> list[Finding]:
+    """Where a part of a layer has grown, what the layer's residual shows is inherited from it."""
+    places = [(f.component.rpartition("."), f) for f in findings]
+    grown = {layer for (layer, _, part), f in places if part != "residual" and f.limit == GAIN_LIMIT}
+    return [f for (layer, _, part), f in places if part != "residual" or layer not in grown]
 
 
 def _damaged(leaves: list[str]) -> Iterator[Finding]:
@@ -134,7 +142,7 @@ def _mixers(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
     for number, layer in enumerate(diagnosis.mixers):
         name = f"mixers.{number}"
         yield from _growth(f"{name}.residual", layer.gradient_growth, _WEIGHTS, _SHRINK)
-        if layer.gate_saturated > SATURATED_LIMIT:
+        if layer.gate_saturated is not None and layer.gate_saturated > SATURATED_LIMIT:
             text = (
                 f"{name}.spinor_gate: {layer.gate_saturated:.0%} of its gates are fully open or shut, above "
                 f"{SATURATED_LIMIT:.0%}; {_SHRINK}"

@@ -77,8 +77,8 @@ def _suspects(diagnosis: Diagnosis) -> list[str]:
     return ["suspects, the worst first"] + [f"{i:3d}. [config.{s.field}] {s.message}" for i, s in ranked]
 
 
-def _number(x: float) -> str:
-    return "-" if math.isnan(x) else f"{x:.3g}"
+def _number(x: float | None) -> str:
+    return "-" if x is None or math.isnan(x) else f"{x:.3g}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -10,12 +10,14 @@ from sem_jax.config import ConfigError, ModelConfig
 from sem_jax.modules.block import Block
 from sem_jax.modules.mixer import Mixer
 from sem_jax.modules.propagator import Propagator
-from sem_jax.modules.selective_mixer import SelectiveMixer
+from sem_jax.modules.selective_mixer import SelectiveMixer, SpinorSelectiveMixer
 
 
 def mixer(config: ModelConfig, rngs: nnx.Rngs, layer: int) -> Mixer:
-    """The mixer that `config.mixer.kind` names."""
-    return {"fixed": Mixer, "selective": SelectiveMixer}[config.mixer.kind](config, rngs, layer)
+    """The mixer that `config.mixer` names."""
+    selective = {"projection": SelectiveMixer, "spinor_gate": SpinorSelectiveMixer}
+    kind = selective[config.mixer.input_map] if config.mixer.kind == "selective" else Mixer
+    return kind(config, rngs, layer)
 
 
 BLOCKS: dict[str, Callable[[ModelConfig, nnx.Rngs, int], Block]] = {

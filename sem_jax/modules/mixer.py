@@ -1,4 +1,4 @@
-"""The sequence mixer: spinor gate, causal convolution, amplitude gate and complex state space."""
+"""The sequence mixer of the reference: spinor gate, causal convolution, amplitude gate and complex state space."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class MixerState(NamedTuple):
 class SpinorGate(nnx.Module):
     """x + g·(Rx − x): a gated block-diagonal complex rotation (docs/mathematics.md, section 2, Mixer 1)."""
 
-    def __init__(self, dim: int, block_size: int, rngs: nnx.Rngs):
-        shape = (dim // block_size, block_size, block_size)
-        self.rotation = nnx.Param(jnp.eye(block_size) + complex_normal(rngs.params(), shape, 0.02**2 * 2))
+    def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
+        size = config.block_size
+        rotation = complex_normal(rngs.params(), (dim // size, size, size), 0.02**2 * 2)
+        self.rotation = nnx.Param(jnp.eye(size) + rotation)
         self.gate_proj = Linear(2 * dim, dim, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -46,6 +47,13 @@ class SpinorGate(nnx.Module):
     def gate(self, x: Array) -> Array:
         """g in 0..1, real [B, S, D]: how far each channel is rotated."""
         return jax.nn.sigmoid(1.7015 * self.gate_proj.of_parts(x))
+
+    def cost(self, tokens: int) -> Cost:
+        """Arithmetic and traffic over so many tokens."""
+        dim, wave = self.gate_proj.bias.shape[-1], COMPLEX * tokens * self.gate_proj.bias.shape[-1]
+        return product(
+            tokens * dim * (MULTIPLY_ADD * 2 * dim + COMPLEX_MULTIPLY_ADD * self.rotation.shape[-1]), wave, wave
+        )
 
 
 class CausalConv(nnx.Module):
@@ -147,10 +155,10 @@ class FixedSSM(nnx.Module):
 
 
 class MixerStats(NamedTuple):
-    """Gates and memory of one mixer."""
+    """Gates and memory of one mixer; None: it has no spinor gate."""
 
-    gate_mean: Array
-    gate_saturated: Array  # share of the spinor gate's entries outside 0.01..0.99
+    gate_mean: Array | None
+    gate_saturated: Array | None  # share of the spinor gate's entries outside 0.01..0.99
     decay: Array  # largest |a|
     state: Array  # largest |h|
 
@@ -158,7 +166,8 @@ class MixerStats(NamedTuple):
 class Mixer(Block):
     """One mixing layer with pre-norm and residual (docs/mathematics.md, section 2, Mixer).
 
-    A subclass whose `PARTS` lack the amplitude gate has none.
+    A subclass names the part that reads the normalised wave, its `INPUT`, and has no amplitude gate if its `PARTS` lack
+    it.
     """
 
     PARTS: ClassVar = {
@@ -171,13 +180,15 @@ class Mixer(Block):
         "residual": ("output_scale", "residual_scale"),
     }
     RESIDUAL: ClassVar = frozenset({"residual"})
+    INPUT: ClassVar[tuple[str, Any]] = ("spinor_gate", SpinorGate)
     SSM: ClassVar[Any] = FixedSSM
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         del layer  # all depths begin alike
         dim, mixer = config.hidden_dim, config.mixer
         self.norm_gamma = nnx.Param(jnp.ones(dim), decay=False)
-        self.spinor_gate = SpinorGate(dim, mixer.block_size, rngs)
+        name, kind = self.INPUT
+        setattr(self, name, kind(dim, mixer, rngs))
         self.conv = CausalConv(dim, mixer.conv_width, rngs)
         if "amplitude_gate" in self.PARTS:
             self.activation_threshold = nnx.Param(jnp.zeros(()), decay=False)
@@ -201,15 +212,20 @@ class Mixer(Block):
     ) -> tuple[Array, MixerState, tuple[()]]:
         """See `Block`."""
         del prepared
-        rotated = probe("spinor_gate", self.spinor_gate(probe("norm", self.norm(x))))
-        z, taps = self.conv(rotated, state.taps, context.position)
+        entering = probe(self.INPUT[0], self.input(probe("norm", self.norm(x))))
+        z, taps = self.conv(entering, state.taps, context.position)
         z = probe("conv", z)
         if "amplitude_gate" in self.PARTS:
             z = probe("amplitude_gate", self.amplitude_gate(z))
         z, ssm = self.ssm(z, state.ssm, context.position)
-        z = self.gate_output(probe("ssm", z), rotated, probe)
+        z = self.gate_output(probe("ssm", z), entering, probe)
         z = probe("out_proj", complex_matmul(z, self.out_proj[...]))
         return probe("residual", self.residual(x, z)), MixerState(taps, ssm), ()
+
+    @property
+    def input(self) -> Any:
+        """The part that `INPUT` names."""
+        return getattr(self, self.INPUT[0])
 
     def norm(self, x: Array) -> Array:
         """The layer's input, normalised."""
@@ -220,9 +236,9 @@ class Mixer(Block):
         sharpness = jnp.exp(self.activation_threshold[...])
         return stored(lambda z: z * one_minus_exp_neg(abs_sq(z) * sharpness), z)
 
-    def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
-        """What the state space gives out, before it is projected: here all of it, whatever the spinor gate's output."""
-        del rotated, probe
+    def gate_output(self, z: Array, entering: Array, probe: Probe) -> Array:
+        """What the state space gives out, before it is projected: all of it, whatever the convolution was given."""
+        del entering, probe
         return z
 
     def residual(self, x: Array, z: Array) -> Array:
@@ -231,20 +247,21 @@ class Mixer(Block):
 
     def inspect(self, values: Mapping[str, Array], state: MixerState, context: Context) -> MixerStats:
         """See `Block`."""
-        gate = self.spinor_gate.gate(values["norm"])
-        saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
         memory = self.ssm.memory(values.get("amplitude_gate", values["conv"]), state.ssm, context.position)
+        if not isinstance(self.input, SpinorGate):
+            return MixerStats(None, None, *memory)
+        gate = self.input.gate(values["norm"])
+        saturated = jnp.mean(((gate < 0.01) | (gate > 0.99)).astype(gate.dtype))
         return MixerStats(jnp.mean(gate), saturated, *memory)
 
     def costs(self, tokens: int) -> dict[str, Cost]:
         """See `Block`."""
-        dim, block_size = self.out_proj.shape[-1], self.spinor_gate.rotation.shape[-1]
+        dim = self.out_proj.shape[-1]
         wave = COMPLEX * tokens * dim
-        gate = MULTIPLY_ADD * 2 * dim * dim + COMPLEX_MULTIPLY_ADD * dim * block_size
         taps = self.conv.kernel.shape[-4]
         return {
             "norm": Cost(0, 0, wave, wave),
-            "spinor_gate": product(tokens * gate, wave, wave),
+            self.INPUT[0]: self.input.cost(tokens),
             "conv": product(tokens * MULTIPLY_ADD * 4 * taps * dim, wave, wave),
             **({"amplitude_gate": Cost(0, 0, wave, wave)} if "amplitude_gate" in self.PARTS else {}),
             **self.ssm.costs(tokens, dim),

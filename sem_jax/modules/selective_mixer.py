@@ -83,21 +83,41 @@ class SelectiveSSM(nnx.Module):
         }
 
 
-class SelectiveMixer(Mixer):
-    """A mixer with the selective state space and an output gate y·silu(W_o [Re z; Im z] + b), z the spinor gate's.
+class InputProjection(nnx.Module):
+    """z = W·x, W complex [D, D]."""
 
-    It has no amplitude gate: beside an output gate that one costs more than it gives (docs/results.md, Parts).
+    def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
+        del config
+        self.weight = complex_weight(rngs, dim, dim)
+
+    def __call__(self, x: Array) -> Array:
+        """[B, S, D] complex to the same."""
+        return complex_matmul(x, self.weight[...])
+
+    def cost(self, tokens: int) -> Cost:
+        """Arithmetic and traffic over so many tokens."""
+        dim = self.weight.shape[-1]
+        return product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, COMPLEX * tokens * dim, COMPLEX * tokens * dim)
+
+
+class SelectiveMixer(Mixer):
+    """A mixer with the selective state space, between an input projection and an output gate.
+
+    The gate is y·silu(W_o [Re z; Im z] + b), z what the input projection gives out. There is neither spinor gate nor
+    amplitude gate: in the place of the one a plain complex matrix of as many parameters learns more, and beside an
+    output gate the other costs more than it gives (docs/results.md, Parts).
     """
 
     PARTS: ClassVar = {
         "norm": ("norm_gamma",),
-        "spinor_gate": ("spinor_gate",),
+        "in_proj": ("in_proj",),
         "conv": ("conv",),
         "ssm": ("ssm",),
         "output_gate": ("output_gate",),
         "out_proj": ("out_proj",),
         "residual": ("output_scale", "residual_scale"),
     }
+    INPUT: ClassVar = ("in_proj", InputProjection)
     SSM: ClassVar = SelectiveSSM
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
@@ -105,9 +125,9 @@ class SelectiveMixer(Mixer):
         dim = config.hidden_dim
         self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
 
-    def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
-        """z·silu(W_o [Re z'; Im z'] + b) of the spinor gate's output z'."""
-        return probe("output_gate", z * jax.nn.silu(self.output_gate.of_parts(rotated)))
+    def gate_output(self, z: Array, entering: Array, probe: Probe) -> Array:
+        """z·silu(W_o [Re z'; Im z'] + b), z' what the convolution was given."""
+        return probe("output_gate", z * jax.nn.silu(self.output_gate.of_parts(entering)))
 
     def costs(self, tokens: int) -> dict[str, Cost]:
         """See `Block`."""
@@ -115,3 +135,13 @@ class SelectiveMixer(Mixer):
         wave = COMPLEX * tokens * dim
         gate = {"output_gate": product(tokens * MULTIPLY_ADD * 2 * dim * dim, 2 * wave, wave)}
         return super().costs(tokens) | gate
+
+
+class SpinorSelectiveMixer(SelectiveMixer):
+    """The same with the reference's spinor gate in the place of the input projection."""
+
+    PARTS: ClassVar = {
+        ("spinor_gate" if name == "in_proj" else name): ("spinor_gate",) if name == "in_proj" else attributes
+        for name, attributes in SelectiveMixer.PARTS.items()
+    }
+    INPUT: ClassVar = Mixer.INPUT

@@ -58,7 +58,7 @@ def test_parameters_are_counted_once_and_by_layer():
     readout = state.params["readout"]
     params = state.params | {"readout": readout | {"bias": readout["bias"].at[2].set(jnp.inf)}}
     stats = parameter_stats(CONFIG, state.replace(params=params), gradients)
-    mixer = ("norm", "spinor_gate", "conv", "ssm", "output_gate", "out_proj", "residual")
+    mixer = ("norm", "in_proj", "conv", "ssm", "output_gate", "out_proj", "residual")
     assert set(stats) == {
         "encoder.embedding", "head.final_norm", "head.readout", WHOLE,
         *(f"mixers.{layer}.{part}" for layer in range(2) for part in mixer),

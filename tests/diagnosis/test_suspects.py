@@ -30,7 +30,17 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
     """(configuration, state, batch, dataset) of a fresh model."""
-    config = text_config(tmp_path_factory.mktemp("text"), model__num_layers=2, model__vocab_size=0)
+    return fresh(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    """The same with spinor gates."""
+    return fresh(tmp_path_factory, model__mixer__input_map="spinor_gate")
+
+
+def fresh(tmp_path_factory, **changes):
+    config = text_config(tmp_path_factory.mktemp("text"), model__num_layers=2, model__vocab_size=0, **changes)
     dataset = open_dataset(config.data, 0, config.training.global_batch)
     model = dataclasses.replace(config.model, vocab_size=dataset.tokenizer.vocab_size)
     config = dataclasses.replace(config, model=model)
@@ -101,8 +111,8 @@ def test_edge_weights_that_have_outgrown_the_time_step(healthy):
             "optimizer.weight_decay",
         ),
         (
-            setting("mixers", "spinor_gate", "gate_proj", "bias", value=lambda b: b.at[0].set(50.0)),
-            "mixers.0.spinor_gate",
+            setting("mixers", "in_proj", "weight", value=lambda w: w.at[0].multiply(1e-7)),
+            "mixers.0.in_proj",
             "optimizer.weight_decay",
         ),
         (
@@ -126,12 +136,19 @@ def test_edge_weights_that_have_outgrown_the_time_step(healthy):
             "model.encoder.sinkhorn_epsilon",
         ),
     ],
-    ids=["scale", "gate", "kerr", "columns", "rows", "flat"],
+    ids=["scale", "input", "kerr", "columns", "rows", "flat"],
 )
 def test_a_planted_fault_comes_first(healthy, change, component, field):
     first = suspects(healthy, change)[0]
     assert (first.component, first.field) == (component, field)
     assert f"config.{field}" in first.message
+
+
+def test_a_gate_that_is_stuck_comes_first(gated):
+    assert suspects(gated) == []
+    stuck = setting("mixers", "spinor_gate", "gate_proj", "bias", value=lambda b: b.at[0].set(50.0))
+    first = suspects(gated, stuck)[0]
+    assert (first.component, first.quantity) == ("mixers.0.spinor_gate", "saturation")
 
 
 @pytest.mark.parametrize("size", [1e8, 1e20, 1e30])

@@ -75,7 +75,7 @@ def test_a_linear_map_of_parts_reads_real_parts_before_imaginary_parts(seed):
 
 
 def spinor_gate(rngs):
-    return SpinorGate(DIM, 2, rngs)
+    return SpinorGate(DIM, MixerConfig(block_size=2), rngs)
 
 
 def test_an_open_spinor_gate_rotates_each_block_and_a_shut_one_passes():

@@ -79,7 +79,7 @@ def test_of_a_model_with_a_plan_these_decay():
     }
     assert marked == {
         "encoder.embedding", "encoder.codebook", "encoder.input_proj.weight", "encoder.sdr_to_hidden.weight",
-        "mixers.spinor_gate.rotation", "mixers.spinor_gate.gate_proj.weight", "mixers.conv.kernel", "mixers.out_proj",
+        "mixers.in_proj.weight", "mixers.conv.kernel", "mixers.out_proj",
         "mixers.ssm.qk_proj", "mixers.ssm.rates.weight", "mixers.output_gate.weight", "readout.weight",
     }  # fmt: skip
 

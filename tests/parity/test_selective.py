@@ -17,7 +17,7 @@ from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.modules.block import Context
 from sem_jax.modules.model import split_model
 from sem_jax.modules.readout import Readout
-from sem_jax.modules.selective_mixer import SelectiveMixer
+from sem_jax.modules.selective_mixer import SelectiveMixer, SpinorSelectiveMixer
 from sem_jax.training.loss import born_loss
 
 BATCH, LENGTH, DIM, VOCAB = 2, 9, 12, 7
@@ -57,10 +57,11 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("scan", ["chunked", "sequential"])
-def test_the_selective_mixer(x64, documents, scan):
+@pytest.mark.parametrize("kind", [SelectiveMixer, SpinorSelectiveMixer])
+def test_the_selective_mixer(x64, documents, scan, kind):
     rng = np.random.default_rng(0)
     config = ModelConfig(**{**vars(CONFIG), "mixer": MixerConfig(**{**vars(CONFIG.mixer), "scan": scan})})
-    parts = split_model(SelectiveMixer(config, nnx.Rngs(0), 0))
+    parts = split_model(kind(config, nnx.Rngs(0), 0))
     params = randomised(parts.params, rng)
     x, cotangent = complex_normal(rng, BATCH, LENGTH, DIM), complex_normal(rng, BATCH, LENGTH, DIM)
     position = np.broadcast_to(np.arange(LENGTH), (BATCH, LENGTH)).copy()

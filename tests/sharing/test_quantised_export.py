@@ -39,9 +39,9 @@ TOKENIZER = CharTokenizer.train([TEXT])
 ROUNDED = {
     "encoder.embedding",
     "encoder.input_proj.weight",
+    "mixers.in_proj.weight",
     "mixers.out_proj",
     "mixers.output_gate.weight",
-    "mixers.spinor_gate.gate_proj.weight",
     "mixers.ssm.qk_proj",
     "mixers.ssm.rates.weight",
     "readout.weight",

@@ -48,15 +48,19 @@ def selective_state_space(p: Parameters, z: Tensor, position: Tensor) -> Tensor:
 
 
 def selective_mixer(p: Parameters, x: Tensor, position: Tensor) -> Tensor:
-    """x + ρ·s·(W_out·(SSM(conv(spinor(norm x)))·silu(W_o [Re z; Im z] + b))), z the output of the spinor gate."""
+    """x + ρ·s·(W_out·(SSM(conv(z))·silu(W_o [Re z; Im z] + b))), z = W_in·norm x or the spinor gate's output."""
     power = abs_sq(x)
     active = (power > 1e-12).sum(-1, keepdim=True).clamp(min=1)
     z = x * p["norm_gamma"] / (torch.sqrt(power.sum(-1, keepdim=True) / active) + 1e-8)
 
-    blocks = p["spinor_gate/rotation"]
-    gate = torch.sigmoid(1.7015 * affine(p, "spinor_gate/gate_proj", z))
-    rotated = torch.einsum("noi,bsni->bsno", blocks, z.unflatten(-1, blocks.shape[:2])).flatten(-2)
-    z = turned = z + gate * (rotated - z)
+    if "in_proj/weight" in p:
+        z = z @ p["in_proj/weight"].T
+    else:
+        blocks = p["spinor_gate/rotation"]
+        gate = torch.sigmoid(1.7015 * affine(p, "spinor_gate/gate_proj", z))
+        rotated = torch.einsum("noi,bsni->bsno", blocks, z.unflatten(-1, blocks.shape[:2])).flatten(-2)
+        z = z + gate * (rotated - z)
+    entering = z
 
     kernel, bias = p["conv/kernel"], p["conv/bias"]  # [K, D, out, in], [D, out]
     parts, width = torch.view_as_real(z), len(kernel)
@@ -68,7 +72,7 @@ def selective_mixer(p: Parameters, x: Tensor, position: Tensor) -> Tensor:
         total = total + torch.einsum("doi,bsdi->bsdo", kernel[tap], moved)
     z = torch.view_as_complex(total.contiguous())
 
-    z = selective_state_space(p, z, position) * F.silu(affine(p, "output_gate", turned))
+    z = selective_state_space(p, z, position) * F.silu(affine(p, "output_gate", entering))
     return x + p["residual_scale"] * ((z @ p["out_proj"].T) * p["output_scale"])
 
 
