@@ -16,7 +16,7 @@ from arena.trials import Budget, configure
 from sem_jax.modules.model import ModelState, init_model
 from sem_jax.training.host import single_threaded_lapack
 
-RIVAL_NAMES, PASTS, CALLS = ("sem_position", "sem_real", "gpt", "mamba2", "gru"), (64, 1024, 16_384), 50
+RIVAL_NAMES, PASTS, CALLS = ("sem", "sem_real", "gpt", "mamba2", "gru"), (64, 1024, 16_384), 50
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:

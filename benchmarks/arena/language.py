@@ -37,9 +37,9 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = ""
     asked = [{"task": "tokens", "layers": LAYERS, "seed": seed} for seed in range(seeds)]
     for name in RIVAL_NAMES:
         tuned(record, partial(measure, budget, path), GRID, name, asked)
-    for name in TIMED:
-        longer = replace(budget, steps=steps_of_equal_time(record, name, budget, path))
-        tuned(record, partial(measure, longer, path), GRID, name, [each | {"task": "time"} for each in asked])
+        if name in TIMED:
+            longer = replace(budget, steps=steps_of_equal_time(record, name, budget, path))
+            tuned(record, partial(measure, longer, path), GRID, name, [each | {"task": "time"} for each in asked])
 
 
 def step_cost(record: Record, name: str, budget: Budget, path: str) -> Cell:
