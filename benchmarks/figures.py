@@ -17,13 +17,16 @@ def save_curves(
     except ModuleNotFoundError:
         raise SystemExit("--plot needs matplotlib: pip install '.[plot]'") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     pyplot.rcParams.update({"svg.hashsalt": path, "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(figsize=(5.2, 3.4))
     for colour, (label, (sizes, values)) in zip(COLOURS, lines.items(), strict=False):
         axes.plot(sizes, values, marker=marker, color=colour, markersize=3.5, linewidth=1.4, label=label)
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.ScalarFormatter())
+        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.4)))  # plain, where the range is short
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
