@@ -43,7 +43,7 @@ def init(config: ConfigLike, seed: int = 0) -> LanguageModel:
     """An untrained model of a configuration; its tokenizer is trained or loaded as the configuration says.
 
     >>> sem_jax.init(TINY)
-    LanguageModel(sem, 16,873 parameters, byte vocabulary of 261, step 0)
+    LanguageModel(sem, 16,601 parameters, byte vocabulary of 261, step 0)
 
     Args:
       config: an experiment; fields that a mapping lacks take their defaults.
