@@ -50,10 +50,10 @@ def find_suspects(config: Config, diagnosis: Diagnosis) -> list[Finding]:
 
 
 def _without_heirs(findings: list[Finding]) -> list[Finding]:
-    """Where a part of a layer has grown, what the layer's residual shows is inherited from it."""
-    places = [(f.component.rpartition("."), f) for f in findings]
-    grown = {layer for (layer, _, part), f in places if part != "residual" and f.limit == GAIN_LIMIT}
-    return [f for (layer, _, part), f in places if part != "residual" or layer not in grown]
+    """Where a part of a layer has grown, the growth that the layer's residual shows is inherited from it."""
+    growth = [f.component.rpartition(".")[::2] for f in findings if f.quantity == "gain" and f.value > GAIN_LIMIT]
+    heirs = {f"{layer}.residual" for layer, part in growth if part != "residual"}
+    return [f for f in findings if f.component not in heirs or f.quantity not in ("gain", "gradient growth")]
 
 
 def _damaged(leaves: list[str]) -> Iterator[Finding]:

@@ -149,6 +149,19 @@ def test_a_gate_that_is_stuck_comes_first(gated):
     stuck = setting("mixers", "spinor_gate", "gate_proj", "bias", value=lambda b: b.at[0].set(50.0))
     first = suspects(gated, stuck)[0]
     assert (first.component, first.quantity) == ("mixers.0.spinor_gate", "saturation")
+    assert first.field == "optimizer.weight_decay"
+    assert f"config.{first.field}" in first.message
+
+
+def test_a_residual_inherits_growth_and_nothing_else(healthy):
+    def change(params):
+        setting("mixers", "out_proj", value=lambda w: w.at[1].multiply(1e4))(params)
+        setting("mixers", "residual_scale", value=lambda s: s.at[1].set(jnp.nan))(params)
+
+    found = suspects(healthy, change)
+    assert found[0].component == "mixers.1.residual"
+    assert found[0].severity == math.inf
+    assert "mixers.1.out_proj" in {f.component for f in found}
 
 
 @pytest.mark.parametrize("size", [1e8, 1e20, 1e30])
