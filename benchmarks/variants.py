@@ -91,7 +91,7 @@ VARIANTS = {
     "parts": {
         "the default": _with(),
         "a spinor gate for the input projection": _with(model__mixer__input_map="spinor_gate"),
-        "neither": _mixer(ablations.NoInputProjection),
+        "no input projection": _mixer(ablations.NoInputProjection),
         "no convolution": _mixer(ablations.NoConvolution),
         "an amplitude gate": _mixer(ablations.AmplitudeGate),
         "no output gate": _mixer(ablations.NoOutputGate),

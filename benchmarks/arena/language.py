@@ -48,8 +48,7 @@ def step_cost(record: Record, name: str, budget: Budget, path: str) -> Cell:
 
     def measure(asked: list[Cell]) -> list[Cell]:
         del asked
-        costs = {"step_ms": step_ms(name, budget, LAYERS, batch), "step_gflop": step_gflop(name, budget, LAYERS, batch)}
-        return [costs]
+        return [{cost.__name__: cost(name, budget, LAYERS, batch) for cost in (step_ms, step_gflop)}]
 
     return record.answers([{"rival": name, "task": "cost", "layers": LAYERS}], measure)[0]
 

@@ -50,10 +50,10 @@ class SpinorGate(nnx.Module):
 
     def cost(self, tokens: int) -> Cost:
         """Arithmetic and traffic over so many tokens."""
-        dim, wave = self.gate_proj.bias.shape[-1], COMPLEX * tokens * self.gate_proj.bias.shape[-1]
-        return product(
-            tokens * dim * (MULTIPLY_ADD * 2 * dim + COMPLEX_MULTIPLY_ADD * self.rotation.shape[-1]), wave, wave
-        )
+        dim = self.gate_proj.bias.shape[-1]
+        wave = COMPLEX * tokens * dim
+        each = MULTIPLY_ADD * 2 * dim + COMPLEX_MULTIPLY_ADD * self.rotation.shape[-1]
+        return product(tokens * dim * each, wave, wave)
 
 
 class CausalConv(nnx.Module):

@@ -97,7 +97,8 @@ class InputProjection(nnx.Module):
     def cost(self, tokens: int) -> Cost:
         """Arithmetic and traffic over so many tokens."""
         dim = self.weight.shape[-1]
-        return product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, COMPLEX * tokens * dim, COMPLEX * tokens * dim)
+        wave = COMPLEX * tokens * dim
+        return product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, wave, wave)
 
 
 class SelectiveMixer(Mixer):
@@ -105,7 +106,7 @@ class SelectiveMixer(Mixer):
 
     The gate is y·silu(W_o [Re z; Im z] + b), z what the input projection gives out. There is neither spinor gate nor
     amplitude gate: in the place of the one a plain complex matrix of as many parameters learns more, and beside an
-    output gate the other costs more than it gives (docs/results.md, Parts).
+    output gate the other costs more than it gives (docs/results.md).
     """
 
     PARTS: ClassVar = {
@@ -140,8 +141,7 @@ class SelectiveMixer(Mixer):
 class SpinorSelectiveMixer(SelectiveMixer):
     """The same with the reference's spinor gate in the place of the input projection."""
 
-    PARTS: ClassVar = {
-        ("spinor_gate" if name == "in_proj" else name): ("spinor_gate",) if name == "in_proj" else attributes
-        for name, attributes in SelectiveMixer.PARTS.items()
+    PARTS: ClassVar = {"norm": ("norm_gamma",), "spinor_gate": ("spinor_gate",)} | {
+        name: attributes for name, attributes in SelectiveMixer.PARTS.items() if name != "in_proj"
     }
     INPUT: ClassVar = Mixer.INPUT

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def parts_of(layout: str):
     mixer = MixerConfig(kind="selective", block_size=4, conv_width=3, num_heads=2, state_dim=3)
     config = small_config("row_softmax", mixer=mixer, layout=layout, likelihood="coherent")
-    return random_parts(dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, embedding_skip=True)))
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, embedding_skip=True))
+    parts = random_parts(config)
+    parts.params["mixers"]["in_proj"]["weight"] *= config.hidden_dim**-0.5  # so that states are of order one
+    return parts
 
 
 @functools.cache
@@ -52,8 +55,7 @@ def test_decoding_gives_the_wave_of_the_full_pass_at_every_position(layout, rese
         # Two layers of products of order one, in float32 and in another order.
         np.testing.assert_allclose(wave[:, 0], psi[:, t], atol=1e-4)
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
-        # Both add up the same terms, of the size of the largest entry, after some hundred roundings of 6e-8.
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max(initial=0))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_later_tokens_and_batch_mates_change_nothing():
