@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.model.mixer.update(num_heads=8, state_dim=32)
     config.optimizer.update(matrices="muon", learning_rate=5e-3, b2=0.99, weight_decay=0.3)
     config.optimizer.update(warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
+    # 146 batches are all of the held-out text.
     config.training.update(max_steps=2000, global_batch=12, micro_batch=12, eval_every=500, eval_batches=146)
     config.sampling.update(prompt="\n", max_tokens=400)
     return config
