@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from arena import decoding, depth, language, recall, sampling, state_tracking
+from arena import decoding, depth, language, recall, sampling, scaling, state_tracking
 from arena.campaign import Record
 
 TABLES = {
@@ -13,6 +13,7 @@ TABLES = {
     "depth": depth,
     "recall": recall,
     "language": language,
+    "scaling": scaling,
     "sampling": sampling,
     "decoding": decoding,
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arena import decoding, language, recall, sampling, state_tracking
+from arena import decoding, language, recall, sampling, scaling, state_tracking
 from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.page import tables_in, write_table
@@ -153,6 +153,41 @@ def test_language_cell(monkeypatch, tmp_path, quick_compilation):
         np.testing.assert_allclose(costs, cost[kind] * unit * np.array([1, 2]))
     language.draw(record, tmp_path)
     assert all((tmp_path / f"arena_{kind}.svg").stat().st_size > 1000 for kind in ("seconds", "gflop"))
+
+
+def test_scaling_cell(monkeypatch, tmp_path, quick_compilation):
+    path = tmp_path / "text.txt"
+    path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")
+    monkeypatch.setattr(scaling, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
+    monkeypatch.setattr(scaling, "RIVAL_NAMES", ("gru",))
+    monkeypatch.setattr(scaling, "LAYERS", {18_000: 1, 36_000: 1})
+    monkeypatch.setattr(scaling, "TUNED", 18_000)
+    monkeypatch.setattr(scaling, "RATES", (1e-2,))
+    monkeypatch.setattr(scaling, "TOKENS_A_PARAMETER", 1)
+    monkeypatch.setattr(scaling, "JUDGED", 2)
+    budget = dataclasses.replace(scaling.BUDGET, batch=70)
+    assert [scaling.at(size, budget).steps for size in scaling.LAYERS] == [2, 4]
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    scaling.campaign(record, 2, budget)
+    tuned_size, larger = ([cell["nats"] for cell in judged(record, task=task)] for task in ("18000", "36000"))
+    assert (len(tuned_size), len(larger)) == (2, 1)
+    assert all(1 < nats < np.log(261) for nats in tuned_size + larger)
+    mean, spread = np.mean(tuned_size), np.std(tuned_size, ddof=1)
+    assert f"| GRU | {mean:.4f} ± {spread:.4f} | {larger[0]:.4f} | – |" in scaling.tables(record)
+
+
+def test_a_power_law_is_found_with_the_error_of_its_exponent():
+    sizes = np.array([1e4, 1e5, 1e6, 1e7])
+    constant, exponent, error = scaling.power_law(sizes, 5 * sizes**-0.07)
+    np.testing.assert_allclose((constant, exponent), (5, 0.07), rtol=1e-9)
+    assert error < 1e-9
+    # Residuals r of the logarithms have the estimated variance Σr²/(n − 2), of the slope this over Σ(x − x̄)²; these
+    # ones are orthogonal to a line.
+    noise = 0.01 * np.array([1, -3, 3, -1])
+    constant, exponent, error = scaling.power_law(sizes, 5 * sizes**-0.07 * np.exp(noise))
+    spread = np.sum((np.log(sizes) - np.log(sizes).mean()) ** 2)
+    np.testing.assert_allclose((constant, exponent), (5, 0.07), rtol=1e-9)
+    np.testing.assert_allclose(error, np.sqrt(np.sum(noise**2) / 2 / spread), rtol=1e-9)
 
 
 def test_the_arithmetic_of_a_step_is_that_of_its_products():
