@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small_models import random_parts, small_config
 
 from sem_jax.config import MixerConfig
+from sem_jax.modules.selective_mixer import SelectiveSSM
 
 BATCH, LENGTH, VOCAB = 2, 21, 12
 
@@ -99,3 +101,19 @@ def test_after_ten_thousand_tokens_decoding_still_gives_the_full_pass():
     # The phases of queries and keys are counted from the start of a chunk, so that errors do not grow with the length.
     assert np.abs(waves - psi[0])[:100].max() < 1e-3
     assert np.abs(waves - psi[0])[-100:].max() < 1e-3
+
+
+@pytest.mark.parametrize("states", [16, 128])
+def test_from_the_rotary_start_a_head_knows_a_key_again_from_far_away_and_takes_no_other_for_it(states):
+    dim, tokens, distance = 32, 500, 32
+    mixer = MixerConfig(kind="selective", qk_init="rotary", num_heads=2, state_dim=states)
+    ssm = SelectiveSSM(dim, mixer, nnx.Rngs(params=0))
+    turned = np.exp(1j * distance * np.asarray(ssm.phase[...]))
+    # Half of a geometric sequence from 1 to 1/1000 lies below 1/32; of uniform phases 1/√N, by chance, would be left.
+    assert np.abs(turned.mean(axis=-1)).min() > 0.4
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, tokens, dim)) + 1j * rng.normal(size=(1, tokens, dim))
+    q, k = ssm.queries_and_keys(x.astype(np.complex64))
+    # Of independent tokens; each is a mean of products of entries of mean power 1, with a variance of at most 1.
+    scores = np.mean(np.conj(q) * k[:, ::-1], axis=-1)
+    assert np.abs(scores.mean()) < 5 / np.sqrt(tokens)
