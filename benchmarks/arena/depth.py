@@ -9,7 +9,7 @@ from arena.rivals import RIVALS
 from arena.state_tracking import BUDGET, GRID, GROUPS, accuracies, measure
 from arena.trials import Budget
 
-RIVAL_NAMES, DEPTHS, TASKS = ("sem", "sem_position", "sem_real", "gpt", "mamba2"), (2, 4), ("s3", "a5")
+RIVAL_NAMES, DEPTHS, TASKS = ("sem", "sem_rotary", "sem_real", "gpt", "mamba2"), (2, 4), ("s3", "a5")
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:

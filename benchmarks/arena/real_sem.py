@@ -44,7 +44,7 @@ class RealMixer(Block):
         kernel = jax.random.uniform(rngs.params(), (mixer.conv_width, dim), minval=-bound, maxval=bound)
         self.kernel, self.conv_bias = nnx.Param(kernel, decay=False), nnx.Param(jnp.zeros(dim), decay=False)
         self.query, self.key = (matrix(rngs, mixer.state_dim, dim) for _ in range(2))
-        self.q_bias, self.k_bias = (nnx.Param(jnp.ones(mixer.state_dim), decay=False) for _ in range(2))
+        self.q_bias, self.k_bias = (nnx.Param(jnp.zeros(mixer.state_dim), decay=False) for _ in range(2))
         self.rates = Linear(dim, self.heads, rngs=rngs)
         log_decay = jax.random.uniform(rngs.params(), (self.heads,), minval=jnp.log(0.02), maxval=jnp.log(0.7))
         self.decay = nnx.Param(jnp.log(jnp.expm1(jnp.exp(log_decay))), decay=False)

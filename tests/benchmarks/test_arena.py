@@ -159,21 +159,34 @@ def test_scaling_cell(monkeypatch, tmp_path, quick_compilation):
     path = tmp_path / "text.txt"
     path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")
     monkeypatch.setattr(scaling, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
-    monkeypatch.setattr(scaling, "RIVAL_NAMES", ("gru",))
-    monkeypatch.setattr(scaling, "LAYERS", {18_000: 1, 36_000: 1})
-    monkeypatch.setattr(scaling, "TUNED", 18_000)
-    monkeypatch.setattr(scaling, "RATES", (1e-2,))
-    monkeypatch.setattr(scaling, "TOKENS_A_PARAMETER", 1)
     monkeypatch.setattr(scaling, "JUDGED", 2)
-    budget = dataclasses.replace(scaling.BUDGET, batch=70)
-    assert [scaling.at(size, budget).steps for size in scaling.LAYERS] == [2, 4]
+    budget = tiny(scaling)
+    what = {"rival": "gru", "task": "25000", "layers": 1, "rate": 1e-2}
+    monkeypatch.setattr(scaling, "RIVAL_NAMES", ("gru",))
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    scaling.campaign(record, 2, budget)
-    tuned_size, larger = ([cell["nats"] for cell in judged(record, task=task)] for task in ("18000", "36000"))
-    assert (len(tuned_size), len(larger)) == (2, 1)
-    assert all(1 < nats < np.log(261) for nats in tuned_size + larger)
-    mean, spread = np.mean(tuned_size), np.std(tuned_size, ddof=1)
-    assert f"| GRU | {mean:.4f} ± {spread:.4f} | {larger[0]:.4f} | – |" in scaling.tables(record)
+    asked = [what | {"seed": seed} for seed in range(2)]
+    cells = record.answers(asked, lambda asked: scaling.measure(budget, asked))
+    nats = [cell["nats"] for cell in cells]
+    assert all(1 < each < 1.5 * np.log(261) for each in nats)
+    assert f"| GRU | {np.mean(nats):.4f} ± {np.std(nats, ddof=1):.4f} | – | " in scaling.tables(record)
+
+
+def test_larger_models_take_the_rate_of_the_largest_that_was_tuned(monkeypatch, tmp_path):
+    measured = []
+
+    def measure(budget, asked):
+        measured.extend((budget.parameters, budget.steps, each["rate"], each["seed"]) for each in asked)
+        return [{"loss": abs(np.log(each["rate"] / 4e-3)), "nats": 2.0, "parameters": 7} for each in asked]
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    monkeypatch.setattr(scaling, "RIVAL_NAMES", ("gru",))
+    scaling.campaign(Record(tmp_path / "cells.json", dataclasses.asdict(scaling.BUDGET)), 2)
+    judgements = [each for each in measured if each[-1] != TUNING_SEED]
+    tuned_sizes = [(size, seed) for size in (25_000, 50_000, 100_000) for seed in range(2)]
+    assert [(size, seed) for size, _, _, seed in judgements] == [*tuned_sizes, (200_000, 0), (400_000, 0)]
+    assert {rate for _, _, rate, _ in judgements} == {4e-3}
+    # 20 bytes a parameter in steps of 8 x 128.
+    assert all(steps == 20 * size // 1024 for size, steps, _, _ in measured)
 
 
 def test_a_power_law_is_found_with_the_error_of_its_exponent():
