@@ -151,6 +151,6 @@ def test_what_the_controls_lack():
         parts = abstract_model(config)
     assert "phase" not in parts.params["mixers"]["ssm"]
     assert "phase" in abstract_model(config).params["mixers"]["ssm"]
-    for name, turns in (("sem_fixed", True), ("sem", False)):
+    for name, turns in (("sem_position", True), ("sem", False)):
         buffers = abstract_model(configure(name, BUDGET, layers=1, rate=1e-3, dim=16).model).buffers
         assert ("frequency" in buffers.get("encoder", {})) == turns
