@@ -102,13 +102,15 @@ def tables(record: Record) -> str:
         by_size = [judged(record, rival=name, task=str(size)) for size in LAYERS]
         means = [mean_and_spread([cell["nats"] for cell in cells], 4) for cells in by_size]
         losses.append([RIVALS[name].title, *means, exponent(*points(record, name))])
-        for size in (size for size in LAYERS if size <= TUNED):
+        for size in LAYERS:
             tuning = [record.cells(rival=name, task=str(size), rate=rate, seed=TUNING_SEED) for rate in RATES]
             found = [mean_and_spread([cell["loss"] for cell in cells], 3) for cells in tuning]
-            rates.append([f"{RIVALS[name].title}, {size:,}", *found])
+            parameters = {f"{cell['parameters']:,}" for cell in record.cells(rival=name, task=str(size))}
+            if parameters:
+                rates.append([f"{RIVALS[name].title}, {size:,}", *found, *parameters])
     return "\n\n".join(
         [
             markdown(["nats a byte", *(f"{size:,}" for size in LAYERS), "exponent"], losses),
-            markdown(["training loss at a rate of", *map(str, RATES)], rates),
+            markdown(["training loss at a rate of", *map(str, RATES), "parameters"], rates),
         ]
     )
