@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-# Of Okabe and Ito, distinct to the colour-blind.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#F0E442")
+# Of Okabe and Ito, distinct to the colour-blind, and grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#F0E442", "#999999")
 
 
 def save_curves(
@@ -21,7 +21,7 @@ def save_curves(
 
     pyplot.rcParams.update({"svg.hashsalt": path, "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(figsize=(5.2, 3.4))
-    for colour, (label, (sizes, values)) in zip(COLOURS, lines.items(), strict=False):
+    for colour, (label, (sizes, values)) in zip(COLOURS[: len(lines)], lines.items(), strict=True):
         axes.plot(sizes, values, marker=marker, color=colour, markersize=3.5, linewidth=1.4, label=label)
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     for axis in (axes.xaxis, axes.yaxis):
@@ -29,6 +29,6 @@ def save_curves(
         axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.4)))  # plain, where the range is short
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=6.5, labelspacing=0.3)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
