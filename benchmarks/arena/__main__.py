@@ -7,8 +7,8 @@ TABLE is state_tracking, depth, recall, language, scaling, sampling or decoding.
 
 Each table has a file in the folder, written whenever trials end, so that a campaign goes on where it was stopped. The
 command trains what the file lacks and prints the tables of docs/arena.md; with --print it trains nothing. `language`
-and `sampling` read FILE, tiny Shakespeare; `language` and `scaling` also draw their curves into the folder of --plot,
-which needs matplotlib (`pip install '.[plot]'`).
+and `sampling` read FILE, tiny Shakespeare; `language` also draws its curves into the folder of --plot, which needs
+matplotlib (`pip install '.[plot]'`).
 
 All models are trained by the package's own step: its data, schedule, clipping, guard, and Muon for the matrices of the
 layers. Each has about as many parameters as the others, a complex one counted twice, and its own learning rate, chosen
@@ -31,7 +31,7 @@ _PATH = flags.DEFINE_string("path", None, "Text file, for the tables of language
 _FOLDER = flags.DEFINE_string("folder", "docs/results", "Where the trials are kept.")
 _PRINT = flags.DEFINE_bool("print", False, "Only print the tables of the trials that are there.")
 _PAGE = flags.DEFINE_string("page", None, "Page, docs/arena.md, whose tables to replace by these.")
-_PLOT = flags.DEFINE_string("plot", None, "Folder for the curves of the language or the scaling table.")
+_PLOT = flags.DEFINE_string("plot", None, "Folder for the curves of the language table.")
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
             text["path"] = _PATH.value or sys.exit(f"the {name} table needs --path=FILE")
         table.campaign(record, _SEEDS.value, **text)
     print(text_of(name, record))
-    if _PLOT.value and name in ("language", "scaling"):
+    if _PLOT.value and name == "language":
         table.draw(record, Path(_PLOT.value))
     if _PAGE.value:
         write_table(Path(_PAGE.value), name, text_of(name, record))

@@ -17,6 +17,8 @@ from sem_jax.data import Batch
 from sem_jax.data.files import write_atomically
 
 TUNING_SEED = 100  # no other figure uses it
+RATES = (1.3e-3, 4e-3, 1.2e-2, 3.6e-2)
+RATE_HEADING = ["training loss at a rate of", *map(str, RATES), "parameters"]
 
 Cell = dict[str, Any]  # what was asked and what was found, as plain values
 
@@ -24,9 +26,9 @@ Cell = dict[str, Any]  # what was asked and what was found, as plain values
 class Grid(NamedTuple):
     """How a learning rate is chosen: the lowest training loss of one task in so many layers, under `TUNING_SEED`."""
 
-    rates: tuple[float, ...]
     task: str
     layers: int
+    rates: tuple[float, ...] = RATES
 
 
 class Record:
@@ -111,13 +113,16 @@ def judged(record: Record, **asked: Any) -> list[Cell]:
 
 
 def rate_table(record: Record, rivals: Sequence[str], grid: Grid) -> str:
-    """Of each rival the losses of the grid, and the parameters in that many layers."""
-    rows = []
-    for name in rivals:
-        cells = [record.cells(rival=name, rate=rate, seed=TUNING_SEED) for rate in grid.rates]
-        losses = [mean_and_spread([cell["loss"] for cell in each], 3) for each in cells]
-        rows.append([RIVALS[name].title, *losses, f"{cells[0][0]['parameters']:,}" if cells[0] else "–"])
-    return markdown(["training loss at a rate of", *map(str, grid.rates), "parameters"], rows)
+    """What the learning rates of all rivals were chosen by."""
+    return markdown(RATE_HEADING, [[RIVALS[name].title, *rate_row(record, name, grid)] for name in rivals])
+
+
+def rate_row(record: Record, rival: str, grid: Grid) -> list[str]:
+    """The losses of the grid, and the parameters in that many layers."""
+    cells = record.cells(rival=rival, task=grid.task, layers=grid.layers)
+    tuning = [[cell for cell in cells if (cell["seed"], cell["rate"]) == (TUNING_SEED, rate)] for rate in grid.rates]
+    losses = [mean_and_spread([cell["loss"] for cell in each], 3) for each in tuning]
+    return [*losses, f"{cells[0]['parameters']:,}" if cells else "–"]
 
 
 def mean_and_spread(values: list[float], digits: int) -> str:

@@ -21,7 +21,7 @@ from sem_jax.data import Batch, Dataset, open_dataset
 
 BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 LENGTH, LAYERS = 64, 2
-GRID = Grid((1.3e-3, 4e-3, 1.2e-2, 3.6e-2), "tokens", LAYERS)
+GRID = Grid("tokens", LAYERS)
 RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru", "sem_rotary", "sem_real", "sem_position", "sem_fixed", "sem_born")
 TIMED = ("gpt", "mamba2", "gru")  # they also get the time that the SEM takes
 MOST_STEPS = 4  # times the budget's

@@ -19,7 +19,7 @@ KEYS, VALUES = 47, 48
 COPY_SYMBOLS = 16
 BUDGET = Budget(parameters=48_000, vocabulary=VOCABULARY, steps=1000, batch=32, tags=True)
 LAYERS = 2
-GRID = Grid((1.3e-3, 4e-3, 1.2e-2, 3.6e-2), "mqar_64_4", LAYERS)
+GRID = Grid("mqar_64_4", LAYERS)
 RIVAL_NAMES = ("sem", "sem_rotary", "gpt", "mamba2", "gru", "sem_real", "sem_fixed")
 TASKS = {
     "mqar_64_4": "recall, 4 pairs in 64 tokens",

@@ -6,12 +6,21 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from figures import save_curves
 
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, judged, markdown, mean_and_spread, side_by_side, tuned
+from arena.campaign import (
+    RATE_HEADING,
+    Cell,
+    Grid,
+    Record,
+    judged,
+    markdown,
+    mean_and_spread,
+    rate_row,
+    side_by_side,
+    tuned,
+)
 from arena.rivals import RIVALS
 from arena.trials import Budget, Trained, judge
 from sem_jax.config import build, default
@@ -21,28 +30,38 @@ LAYERS = {25_000: 2, 50_000: 2, 100_000: 3, 200_000: 3, 400_000: 4}  # by parame
 TUNED = 100_000  # the largest size whose learning rate is tuned; larger ones take that of this size
 TOKENS_A_PARAMETER, LENGTH = 20, 128
 JUDGED = 100  # batches of held-out files
-BUDGET = Budget(parameters=400_000, vocabulary=261, steps=7812, batch=8)
-RATES = (1.3e-3, 4e-3, 1.2e-2, 3.6e-2)
 RIVAL_NAMES = ("sem", "gpt")
-
-
-def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """Size after size of each rival; where the rate is not tuned, one seed."""
-    for size, layers in LAYERS.items():
-        for name in RIVAL_NAMES:
-            task = {"task": str(size), "layers": layers}
-            measure_size = partial(measure, at(size, budget))
-            if size <= TUNED:
-                asked = [task | {"seed": seed} for seed in range(seeds)]
-                tuned(record, measure_size, Grid(RATES, str(size), layers), name, asked)
-            else:
-                (rate,) = {cell["rate"] for cell in judged(record, rival=name, task=str(TUNED))}
-                record.answers([{"rival": name, **task, "seed": 0, "rate": rate}], measure_size)
 
 
 def at(size: int, budget: Budget) -> Budget:
     """The budget of a model of so many parameters."""
     return replace(budget, parameters=size, steps=TOKENS_A_PARAMETER * size // (budget.batch * LENGTH))
+
+
+BUDGET = at(max(LAYERS), Budget(parameters=0, vocabulary=261, steps=0, batch=8))
+
+
+def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
+    """Size after size of each rival; where the rate is not tuned, one seed."""
+    for size in LAYERS:
+        for name in RIVAL_NAMES:
+            grid, measure_size = grid_of(size), partial(measure, at(size, budget))
+            asked = [{"task": grid.task, "layers": grid.layers, "seed": seed} for seed in range(seeds)]
+            if size <= TUNED:
+                tuned(record, measure_size, grid, name, asked)
+            else:
+                (rate,) = {cell["rate"] for cell in sized(record, name, TUNED)}
+                record.answers([{"rival": name, **asked[0], "rate": rate}], measure_size)
+
+
+def grid_of(size: int) -> Grid:
+    """How the learning rate of a size is chosen."""
+    return Grid(str(size), LAYERS[size])
+
+
+def sized(record: Record, name: str, size: int) -> list[Cell]:
+    """The cells of a rival and size that count."""
+    return judged(record, rival=name, task=grid_of(size).task)
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
@@ -70,7 +89,7 @@ def dataset(seed: int, batch: int) -> Dataset:
 
 def points(record: Record, name: str) -> tuple[list[float], list[float]]:
     """(parameters, nats a byte, the mean over its seeds) of each size of a rival that was measured."""
-    found = [cells for size in LAYERS if (cells := judged(record, rival=name, task=str(size)))]
+    found = [cells for size in LAYERS if (cells := sized(record, name, size))]
     means = [float(np.mean([cell["nats"] for cell in cells])) for cells in found]
     return [cells[0]["parameters"] for cells in found], means
 
@@ -81,36 +100,21 @@ def power_law(sizes: list[float], nats: list[float]) -> tuple[float, float, floa
     return float(np.exp(shift)), float(-slope), float(np.sqrt(covariance[0, 0]))
 
 
-def exponent(sizes: list[float], nats: list[float]) -> str:
-    """α of the power law and its standard error; two points lie on a line whatever they are, so three is the least."""
+def fit(sizes: list[float], nats: list[float]) -> list[str]:
+    """c of the power law, and α with its standard error; two points lie on a line, so three are the least."""
     if len(sizes) < 3:
-        return "–"
-    _, found, error = power_law(sizes, nats)
-    return f"{found:.4f} ± {error:.4f}"
-
-
-def draw(record: Record, folder: Path) -> None:
-    """A picture of nats against parameters, arena_scaling.svg."""
-    lines = {RIVALS[name].title: points(record, name) for name in RIVAL_NAMES}
-    save_curves(str(folder / "arena_scaling.svg"), lines, "parameters", "nats a byte, held out")
+        return ["–", "–"]
+    constant, exponent, error = power_law(sizes, nats)
+    return [f"{constant:.2f}", f"{exponent:.4f} ± {error:.4f}"]
 
 
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
     losses, rates = [], []
     for name in RIVAL_NAMES:
-        by_size = [judged(record, rival=name, task=str(size)) for size in LAYERS]
-        means = [mean_and_spread([cell["nats"] for cell in cells], 4) for cells in by_size]
-        losses.append([RIVALS[name].title, *means, exponent(*points(record, name))])
-        for size in LAYERS:
-            tuning = [record.cells(rival=name, task=str(size), rate=rate, seed=TUNING_SEED) for rate in RATES]
-            found = [mean_and_spread([cell["loss"] for cell in cells], 3) for cells in tuning]
-            parameters = {f"{cell['parameters']:,}" for cell in record.cells(rival=name, task=str(size))}
-            if parameters:
-                rates.append([f"{RIVALS[name].title}, {size:,}", *found, *parameters])
-    return "\n\n".join(
-        [
-            markdown(["nats a byte", *(f"{size:,}" for size in LAYERS), "exponent"], losses),
-            markdown(["training loss at a rate of", *map(str, RATES), "parameters"], rates),
-        ]
-    )
+        means = [mean_and_spread([cell["nats"] for cell in sized(record, name, size)], 4) for size in LAYERS]
+        losses.append([RIVALS[name].title, *means, *fit(*points(record, name))])
+        measured = [size for size in LAYERS if sized(record, name, size)]
+        rates += [[f"{RIVALS[name].title}, {size:,}", *rate_row(record, name, grid_of(size))] for size in measured]
+    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), "c", "α"]
+    return "\n\n".join([markdown(heading, losses), markdown(RATE_HEADING, rates)])

@@ -72,7 +72,7 @@ def test_the_best_rate_of_the_grid_is_taken_and_no_cell_is_made_twice(tmp_path):
         made.append(asked)
         return [{"loss": {1: np.nan, 2: 0.5, 3: 0.7}[each["rate"]]} for each in asked]
 
-    path, grid = tmp_path / "cells.json", Grid((1, 2, 3), "easy", 1)
+    path, grid = tmp_path / "cells.json", Grid("easy", 1, (1, 2, 3))
     asked = [{"task": "hard", "layers": 2, "seed": seed} for seed in range(3)]
     for count in (2, 2, 3):
         record = Record(path, {"steps": 3})
