@@ -18,13 +18,12 @@ REFERENCE: dict[str, Any] = {  # the arithmetic of the PyTorch original, as conf
     "mixer.clamp_interval": 256,
 }
 
-SELECTIVE: dict[str, Any] = {  # the default model, with the recomputation that is the fastest on a CPU
+SELECTIVE: dict[str, Any] = {  # the default model
     "encoder.transport": "none",
     "encoder.position_phase": False,
     "mixer.kind": "selective",
     "likelihood": "coherent",
     "layout": "interleaved",
-    "remat": "elementwise",
 }
 
 
