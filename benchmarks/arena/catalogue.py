@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from arena import decoding, depth, language, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, depth, language, recall, sampling, scaling, state_tracking
 from arena.campaign import Record
 
 TABLES = {
     "state_tracking": state_tracking,
+    "counting": counting,
     "depth": depth,
     "recall": recall,
     "language": language,
@@ -17,7 +18,7 @@ TABLES = {
     "sampling": sampling,
     "decoding": decoding,
 }
-FILES = {"depth": "state_tracking"}  # where it is not the table's own name
+FILES = {"counting": "state_tracking", "depth": "state_tracking"}  # where it is not the table's own name
 
 
 def record_of(name: str, folder: Path) -> Record:

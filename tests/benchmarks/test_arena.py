@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arena import decoding, language, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, language, recall, sampling, scaling, state_tracking
 from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.page import tables_in, write_table
@@ -112,16 +112,34 @@ def tiny(module):
     return dataclasses.replace(module.BUDGET, steps=2, batch=2, parameters=6000)
 
 
-def test_state_tracking_cell(monkeypatch, tmp_path, quick_compilation):
+@pytest.mark.parametrize(("module", "task"), [(state_tracking, "mod2"), (counting, "mod2, longer")])
+def test_state_tracking_cell(module, task, monkeypatch, tmp_path, quick_compilation):
     monkeypatch.setattr(state_tracking, "LENGTHS", (40,))
-    budget = tiny(state_tracking)
+    budget = tiny(module)
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    what = {"rival": "gru", "task": "mod2", "layers": 1, "rate": 1e-2}
-    record.answers([what | {"seed": seed} for seed in range(2)], lambda asked: state_tracking.measure(budget, asked))
+    what = {"rival": "gru", "task": task, "layers": 1, "rate": 1e-2}
+    record.answers([what | {"seed": seed} for seed in range(2)], lambda asked: module.measure(budget, asked))
     shares = [100 * cell["accuracy_40"] for cell in record.cells()]
     assert all(0 < share < 100 for share in shares)
     text = f"| GRU | {np.mean(shares):.0f} ±{np.std(shares, ddof=1):.0f} | – |"
-    assert text in state_tracking.tables(record)
+    assert text in module.tables(record)
+
+
+def test_counting_takes_the_rate_of_state_tracking_and_eight_times_its_steps(monkeypatch, tmp_path):
+    measured = []
+
+    def measure(budget, asked):
+        measured.extend((each["task"], budget.steps, each["rate"], each["seed"]) for each in asked)
+        return [{"loss": abs(np.log(each["rate"] / 4e-3)) if budget.steps == 600 else 0.0} for each in asked]
+
+    monkeypatch.setattr(state_tracking, "measure", measure)
+    monkeypatch.setattr(counting, "RIVAL_NAMES", ("gru",))
+    record = record_of("counting", tmp_path)
+    counting.campaign(record, 2)
+    judgements = [each for each in measured if each[-1] != TUNING_SEED]
+    assert judgements == [(f"mod{n}", 4800, 4e-3, seed) for seed in range(2) for n in (2, 3, 5, 7)]
+    assert {steps for _, steps, _, seed in measured if seed == TUNING_SEED} == {600}
+    assert not judged(record, task="mod3")
 
 
 def test_recall_cell(tmp_path, quick_compilation):
