@@ -179,3 +179,8 @@ class ModelConfig:
     remat: Remat = setting(
         "none", "what the backward pass recomputes: nothing, all but real matrix products, or whole layers"
     )
+    scan_layers: bool = setting(
+        True,
+        "one compiled loop over the layers; without it each layer is compiled by itself, so that a small model takes "
+        "shorter steps after a longer compilation",
+    )

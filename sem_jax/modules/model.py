@@ -49,11 +49,14 @@ def stack_layers(layers: list[Any]) -> Any:
 
 
 def scan_layers(
-    stacked: Mapping[str, Block], carry: Any, inputs: Any, apply: Callable[..., tuple[Any, Any]], remat: Remat
+    stacked: Mapping[str, Block],
+    carry: Any,
+    inputs: Any,
+    apply: Callable[..., tuple[Any, Any]],
+    remat: Remat,
+    unroll: bool = False,
 ) -> tuple[Any, Any]:
     """Runs apply(blocks of one depth, carry, inputs of that depth) -> (carry, outputs) through all depths.
-
-    Compiled once, whatever the depth.
 
     Args:
       stacked: by kind, modules as from `stack_layers`.
@@ -61,6 +64,7 @@ def scan_layers(
       inputs: pytree of arrays with a leading layer axis.
       apply: the body.
       remat: what the backward pass recomputes.
+      unroll: whether every depth is compiled by itself, or one body for all.
 
     Returns:
       (carry, outputs with a leading layer axis).
@@ -75,7 +79,7 @@ def scan_layers(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=_is_real_product if remat == "elementwise" else None)
-    return jax.lax.scan(body, carry, (variables, inputs))
+    return jax.lax.scan(body, carry, (variables, inputs), unroll=unroll)
 
 
 def _is_real_product(primitive: Any, *operands: Any, **_: Any) -> bool:
@@ -179,7 +183,9 @@ class SEM(nnx.Module):
             inputs = {
                 kind: (state.blocks[kind], prepared and prepared[kind], observer.slots.get(kind)) for kind in kinds
             }
-            psi, found = scan_layers(kinds, psi, inputs, at_one_depth, self.config.remat)
+            psi, found = scan_layers(
+                kinds, psi, inputs, at_one_depth, self.config.remat, unroll=not self.config.scan_layers
+            )
             outputs |= found
         seen |= {kind: output[2] for kind, output in outputs.items()}
 

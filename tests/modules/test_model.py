@@ -30,15 +30,15 @@ causal_transports = pytest.mark.parametrize("transport", CAUSAL_TRANSPORTS)
 
 
 @functools.cache
-def parts_of(transport: str, remat: str = "none") -> ModelParts:
+def parts_of(transport: str, **model) -> ModelParts:
     layout = LAYOUT.get(transport, "mixers_first")
-    return random_parts(small_config(transport, SOLVER.get(transport, "dense"), remat=remat, layout=layout))
+    return random_parts(small_config(transport, SOLVER.get(transport, "dense"), layout=layout, **model))
 
 
 @functools.cache
-def compiled_probe(transport: str, remat: str = "none"):
+def compiled_probe(transport: str, **model):
     """(params, tokens, resets, state, cotangent of ψ) -> (gradients, (ψ, state)), compiled once."""
-    parts = parts_of(transport, remat)
+    parts = parts_of(transport, **model)
 
     def loss(params, tokens, resets, state, cotangent):
         psi, state, _ = parts.replace(params=params).merge()(tokens, state, resets)
@@ -241,16 +241,26 @@ def test_what_is_recomputed():
     assert exponentials[0] < exponentials[1] == exponentials[2]
 
 
-@pytest.mark.parametrize("remat", ["layers", "elementwise"])
-def test_rematerialisation_changes_no_gradient(remat):
+@pytest.mark.parametrize(("layout", "loops"), [("mixers_first", 2), ("interleaved", 1)])
+def test_layers_without_a_loop(layout, loops):
+    def program(scan_layers):
+        model = random_parts(small_config("row_softmax", scan_layers=scan_layers, layout=layout)).merge()
+        return jax.jit(lambda tokens: model(tokens)[0]).lower(jnp.zeros((1, 4), jnp.int32)).as_text()
+
+    scanned, unrolled = (program(scan_layers).count("stablehlo.while") for scan_layers in (True, False))
+    assert scanned - unrolled == loops
+
+
+@pytest.mark.parametrize("changes", [{"remat": "layers"}, {"remat": "elementwise"}, {"scan_layers": False}], ids=str)
+def test_how_the_layers_are_compiled_changes_no_gradient(changes):
     rng = np.random.default_rng(0)
     tokens, resets = random_tokens(rng), random_resets(rng)
     cotangent = rng.normal(size=(BATCH, LENGTH, 8)) + 1j * rng.normal(size=(BATCH, LENGTH, 8))
-    kept, recomputed = parts_of("row_softmax"), parts_of("row_softmax", remat)
-    assert kept.merge().config.remat == "none" != recomputed.merge().config.remat
+    kept, changed = parts_of("row_softmax"), parts_of("row_softmax", **changes)
+    assert kept.merge().config != changed.merge().config
     inputs = (kept.params, tokens, resets, start_of(kept, BATCH), cotangent)
     gradients, (psi, _) = compiled_probe("row_softmax")(*inputs)
-    again, (psi_again, _) = compiled_probe("row_softmax", remat)(*inputs)
+    again, (psi_again, _) = compiled_probe("row_softmax", **changes)(*inputs)
     np.testing.assert_allclose(psi_again, psi, atol=ROUNDING)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(a, b, atol=ROUNDING * max(1, np.abs(b).max()))
