@@ -7,6 +7,7 @@ Contenders take turns, each with the whole step of one random batch: loss, gradi
 PyTorch run in processes of their own, since the memory settings of `sem_jax.train` would speed them up, too.
 
   selective                      sem_jax's default model; it has no ratio, as nothing in PyTorch computes the same
+  unrolled                       the same with each layer compiled by itself, as the small recipes have it
   default, elementwise, layers   plan, fixed B and C, Born readout; recomputed: nothing, or what `remat` names
   cg                             the same with the solver "cg" of configs/max_aggression.py
   reference                      sem_jax in the arithmetic of configs/reference.py
@@ -51,6 +52,7 @@ from sem_jax.modules.model import abstract_model, count_parameters
 
 OURS: dict[str, dict[str, Any]] = {
     "selective": SELECTIVE,
+    "unrolled": SELECTIVE | {"scan_layers": False},
     "default": {},
     "elementwise": {"remat": "elementwise"},
     "layers": {"remat": "layers"},
@@ -59,7 +61,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 THEIRS: dict[str, dict[str, Any]] = {"torch": {}, "torch_reference": REFERENCE, "torch_compile": {}, "gpt": {}}
 # "torch" for all others; nothing in PyTorch computes what the selective model does.
-BASELINE = {"reference": "torch_reference", "torch_reference": "torch_reference", "selective": None}
+BASELINE = {"reference": "torch_reference", "torch_reference": "torch_reference", "selective": None, "unrolled": None}
 
 _SHAPES = flags.DEFINE_list("shapes", ["char", "d128", "d256"], "Names of shapes, of benchmarks/shapes.py.")
 _CONTENDERS = flags.DEFINE_list(

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.name = "shakespeare_char"
     config.data.update(source="text", split="tail", validation_fraction=0.1)
     config.data.update(tokenizer="char", packing="documents", seq_length=64)
-    config.model.update(hidden_dim=160, num_layers=4, layout="interleaved")
+    config.model.update(hidden_dim=160, num_layers=4, layout="interleaved", scan_layers=False)
     config.model.mixer.update(num_heads=8, state_dim=32)
     config.optimizer.update(matrices="muon", learning_rate=5e-3, b2=0.99, weight_decay=0.3)
     config.optimizer.update(warmup_steps=100, decay_steps=1500, lr_min_ratio=0.03)
