@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arena import counting, decoding, language, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, depth, language, recall, sampling, scaling, state_tracking
 from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.page import tables_in, write_table
@@ -112,7 +112,9 @@ def tiny(module):
     return dataclasses.replace(module.BUDGET, steps=2, batch=2, parameters=6000)
 
 
-@pytest.mark.parametrize(("module", "task"), [(state_tracking, "mod2"), (counting, "mod2, longer")])
+@pytest.mark.parametrize(
+    ("module", "task"), [(state_tracking, "mod2"), (counting, "mod2, longer"), (depth, "s3, longer")]
+)
 def test_state_tracking_cell(module, task, monkeypatch, tmp_path, quick_compilation):
     monkeypatch.setattr(state_tracking, "LENGTHS", (40,))
     budget = tiny(module)
@@ -140,6 +142,22 @@ def test_counting_takes_the_rate_of_state_tracking_and_eight_times_its_steps(mon
     assert judgements == [(f"mod{n}", 4800, 4e-3, seed) for seed in range(2) for n in (2, 3, 5, 7)]
     assert {steps for _, steps, _, seed in measured if seed == TUNING_SEED} == {600}
     assert not judged(record, task="mod3")
+
+
+def test_depth_takes_the_rate_of_two_layers_and_of_as_many_steps(monkeypatch, tmp_path):
+    measured = []
+
+    def measure(budget, asked):
+        measured.extend((each["task"], each["layers"], budget.steps, each["rate"], each["seed"]) for each in asked)
+        return [{"loss": abs(np.log(each["rate"] / 4e-3))} for each in asked]
+
+    monkeypatch.setattr(state_tracking, "measure", measure)
+    monkeypatch.setattr(depth, "RIVAL_NAMES", ("gru",))
+    depth.campaign(record_of("depth", tmp_path), 1)
+    tuning = [each for each in measured if each[-1] == TUNING_SEED]
+    assert [each[:3] for each in tuning] == [("s3", 2, 4800)] * 4
+    judgements = [each for each in measured if each[-1] != TUNING_SEED]
+    assert judgements == [(task, layers, 4800, 4e-3, 0) for layers in (1, 2, 4) for task in ("s3", "a5")]
 
 
 def test_recall_cell(tmp_path, quick_compilation):
