@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from arena import counting, decoding, depth, language, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, depth, language, library, recall, sampling, scaling, state_tracking
 from arena.campaign import Record
 
 TABLES = {
@@ -14,6 +14,7 @@ TABLES = {
     "depth": depth,
     "recall": recall,
     "language": language,
+    "library": library,
     "scaling": scaling,
     "sampling": sampling,
     "decoding": decoding,

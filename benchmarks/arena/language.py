@@ -6,16 +6,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from figures import save_curves
 
-from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side, tuned
+from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side
+from arena.equal_time import Comparison, comparison_table
 from arena.rivals import RIVALS
-from arena.trials import Budget, Trained, judge, step_gflop, step_ms
+from arena.trials import Budget, Trained, judge
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
 
@@ -23,40 +22,19 @@ BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 LENGTH, LAYERS = 64, 2
 GRID = Grid("tokens", LAYERS)
 RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru", "sem_rotary", "sem_real", "sem_position", "sem_fixed", "sem_born")
-TIMED = ("gpt", "mamba2", "gru")  # they also get the time that the SEM takes
-MOST_STEPS = 4  # times the budget's
-COSTS = {"step_ms": 0, "step_gflop": 2}  # of a step, and the digits that a table shows
 CURVE = 40  # stretches of equal length that the training loss is averaged over
 BUCKETS = (0, 64, 128, 256, 512, 1024)  # positions at which a stretch of the long sequences begins or ends
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET, path: str = "") -> None:
     """All models at equal tokens, then some at equal time, on the text file at `path`."""
-    for name in RIVAL_NAMES:
-        step_cost(record, name, budget, path)
-    asked = [{"task": "tokens", "layers": LAYERS, "seed": seed} for seed in range(seeds)]
-    for name in RIVAL_NAMES:
-        tuned(record, partial(measure, budget, path), GRID, name, asked)
-        if name in TIMED:
-            longer = replace(budget, steps=steps_of_equal_time(record, name, budget, path))
-            tuned(record, partial(measure, longer, path), GRID, name, [each | {"task": "time"} for each in asked])
+    comparison(path, budget).campaign(record, RIVAL_NAMES, seeds)
 
 
-def step_cost(record: Record, name: str, budget: Budget, path: str) -> Cell:
-    """What a step of a rival takes of processor time, where this is called first, and of arithmetic."""
+def comparison(path: str, budget: Budget) -> Comparison:
+    """What the models are compared by."""
     batch = dataset(path, 0, budget.batch, LENGTH).train.batch(0)
-
-    def measure(asked: list[Cell]) -> list[Cell]:
-        del asked
-        return [{cost.__name__: cost(name, budget, LAYERS, batch) for cost in (step_ms, step_gflop)}]
-
-    return record.answers([{"rival": name, "task": "cost", "layers": LAYERS}], measure)[0]
-
-
-def steps_of_equal_time(record: Record, name: str, budget: Budget, path: str) -> int:
-    """How many steps take as long as the SEM's budget, in hundreds."""
-    ours, theirs = (step_cost(record, each, budget, path)["step_ms"] for each in ("sem", name))
-    return 100 * max(round(min(MOST_STEPS, ours / theirs) * budget.steps / 100), 1)
+    return Comparison(GRID, budget, batch, lambda budget, asked: measure(budget, path, asked))
 
 
 def measure(budget: Budget, path: str, asked: list[Cell]) -> list[Cell]:
@@ -105,7 +83,7 @@ def curves(record: Record, cost: str) -> dict[str, tuple[list[float], list[float
     """
     found = {}
     for name in RIVAL_NAMES:
-        cells, costs = judged(record, rival=name, task="tokens"), record.cells(rival=name, task="cost")
+        cells, costs = judged(record, rival=name, task=GRID.task), record.cells(rival=name, task="cost")
         if cells and costs:
             a_step = costs[0][cost] / (1e3 if cost == "step_ms" else 1)
             stretches = np.arange(1, len(cells[0]["curve"]) + 1) / len(cells[0]["curve"])
@@ -125,28 +103,16 @@ def draw(record: Record, folder: Path) -> None:
 
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
-
-    def nats(cells: list[Cell]) -> str:
-        return mean_and_spread([cell["nats"] for cell in cells], 4)
-
-    rows, lengths = [], []
+    lengths = []
     for name in RIVAL_NAMES:
-        equal_tokens = judged(record, rival=name, task="tokens")
-        equal_time = judged(record, rival=name, task="time")
-        steps = f"{equal_time[0]['steps']}" if equal_time else "–"
-        cost = record.cells(rival=name, task="cost")
-        costs = [mean_and_spread([cell[what] for cell in cost], digits) for what, digits in COSTS.items()]
-        rows.append([RIVALS[name].title, nats(equal_tokens), nats(equal_time), steps, *costs])
-        by_position = [cell["nats_by_position"] for cell in equal_tokens]
+        by_position = [cell["nats_by_position"] for cell in judged(record, rival=name, task=GRID.task)]
         lengths.append(
             [RIVALS[name].title, *(mean_and_spread(list(each), 3) for each in zip(*by_position, strict=True))]
         )
     stretches = [f"{first + 1} to {last}" for first, last in itertools.pairwise(BUCKETS)]
     return "\n\n".join(
         [
-            markdown(
-                ["nats a character", "equal tokens", "equal time", "its steps", "ms a step", "GFLOP a step"], rows
-            ),
+            comparison_table(record, RIVAL_NAMES, GRID.task, "nats", "nats a character"),
             markdown(["position", *stretches], [row for row in lengths if len(row) > 1]),
             rate_table(record, RIVAL_NAMES, GRID),
         ]

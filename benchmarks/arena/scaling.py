@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from arena.campaign import (
-    RATE_HEADING,
-    Cell,
-    Grid,
-    Record,
-    judged,
-    markdown,
-    mean_and_spread,
-    rate_row,
-    side_by_side,
-    tuned,
-)
+from arena.campaign import RATE_HEADING, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_row, tuned
+from arena.library import measure_on, standard_library
 from arena.rivals import RIVALS
-from arena.trials import Budget, Trained, judge
-from sem_jax.config import build, default
-from sem_jax.data import Batch, Dataset, open_dataset
+from arena.trials import Budget
+from sem_jax.data import Dataset
 
 LAYERS = {25_000: 2, 50_000: 2, 100_000: 3, 200_000: 3, 400_000: 4}  # by parameters; the last reads the library once
 TUNED = 100_000  # the largest size whose learning rate is tuned; larger ones take that of this size
 TOKENS_A_PARAMETER, LENGTH = 20, 128
-JUDGED = 100  # batches of held-out files
 RIVAL_NAMES = ("sem", "gpt")
 
 
@@ -66,25 +52,12 @@ def sized(record: Record, name: str, size: int) -> list[Cell]:
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival and size: each nats a byte of held-out files."""
-
-    def batches(asked: Cell) -> Callable[[int], Batch]:
-        return dataset(asked["seed"], budget.batch).train.batch
-
-    def judgement(asked: Cell, found: Trained) -> Cell:
-        held_out = list(dataset(0, budget.batch).validation.evaluation_batches(JUDGED))
-        nats = [judge(asked["rival"], budget, found.parts, batch)[0] for batch in held_out]
-        weights = [batch.weights for batch in held_out]
-        return {"steps": budget.steps, "nats": round(float(np.average(nats, weights=weights)), 4)}
-
-    return side_by_side(budget, asked, batches, judgement)
+    return measure_on(dataset, budget, asked)
 
 
-@functools.cache
 def dataset(seed: int, batch: int) -> Dataset:
-    """The library by bytes; whole files are held out."""
-    config = default()
-    config.data.update(source="pystdlib", tokenizer="byte", packing="documents", seq_length=LENGTH)
-    return open_dataset(build(config).data, seed, batch)
+    """The library by bytes."""
+    return standard_library("byte", LENGTH, seed, batch)
 
 
 def points(record: Record, name: str) -> tuple[list[float], list[float]]:

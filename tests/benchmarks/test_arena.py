@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arena import counting, decoding, depth, language, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, depth, language, library, recall, sampling, scaling, state_tracking
 from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
+from arena.equal_time import Comparison
 from arena.page import tables_in, write_table
 from arena.rivals import RIVALS, installed
 from arena.trials import Trial, configure, products, train
@@ -180,8 +181,8 @@ def test_language_cell(monkeypatch, tmp_path, quick_compilation):
     (cell,) = record.answers([what], lambda asked: language.measure(budget, str(path), asked))
     assert 1 < cell["nats"] < 1.5 * np.log(65)
     assert f"| GRU | {cell['nats']:.4f} | – | – | " in language.tables(record)
-    monkeypatch.setattr(language, "LAYERS", 1)
-    cost = language.step_cost(record, "gru", budget, str(path))
+    monkeypatch.setattr(language, "GRID", Grid("tokens", 1))
+    cost = language.comparison(str(path), budget).step_cost(record, "gru")
     for kind, unit in (("step_ms", 1e-3), ("step_gflop", 1)):
         costs, losses = language.curves(record, kind)["GRU"]
         assert losses == cell["curve"]
@@ -191,11 +192,45 @@ def test_language_cell(monkeypatch, tmp_path, quick_compilation):
     assert all((tmp_path / f"arena_{kind}.svg").stat().st_size > 1000 for kind in ("seconds", "gflop"))
 
 
+def test_library_cell(monkeypatch, tmp_path, quick_compilation):
+    path = tmp_path / "text.txt"
+    path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")
+    monkeypatch.setattr(library, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
+    monkeypatch.setattr(library, "JUDGED", 2)
+    budget = tiny(library)
+    what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    (cell,) = record.answers([what], lambda asked: library.measure(budget, asked))
+    assert 1 < cell["nats"] < 1.5 * np.log(2048)
+    assert cell["bits"] == pytest.approx(cell["nats"] / np.log(2), abs=1e-4)  # a character of this text is a byte
+    assert f"| GRU | {cell['bits']:.4f} | – | – | " in library.tables(record)
+
+
+def test_equal_time_is_as_many_steps_as_fit_into_that_of_the_sem(monkeypatch, tmp_path):
+    measured = []
+
+    def measure(budget, asked):
+        measured.append((asked[0]["rival"], asked[0]["task"], budget.steps))
+        return [{"loss": each["rate"], "steps": budget.steps, "nats": 2.0, "bits": 1.0} for each in asked]
+
+    milliseconds = {"sem": 200.0, "gpt": 70.0, "mamba2": 240.0, "gru": 10.0}
+    monkeypatch.setattr("arena.equal_time.step_ms", lambda name, *_: milliseconds[name])
+    monkeypatch.setattr("arena.equal_time.step_gflop", lambda *_: 1.0)
+    record = Record(tmp_path / "cells.json", {})
+    Comparison(Grid("tokens", 2), library.BUDGET, None, measure).campaign(record, tuple(milliseconds), 1)
+    assert [each for each in measured if each[1] == "time"] == [
+        ("gpt", "time", 2900),
+        ("mamba2", "time", 800),
+        ("gru", "time", 4000),
+    ]
+    assert {steps for _, task, steps in measured if task == "tokens"} == {1000}
+
+
 def test_scaling_cell(monkeypatch, tmp_path, quick_compilation):
     path = tmp_path / "text.txt"
     path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")
     monkeypatch.setattr(scaling, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
-    monkeypatch.setattr(scaling, "JUDGED", 2)
+    monkeypatch.setattr(library, "JUDGED", 2)
     budget = tiny(scaling)
     what = {"rival": "gru", "task": "25000", "layers": 1, "rate": 1e-2}
     monkeypatch.setattr(scaling, "RIVAL_NAMES", ("gru",))

@@ -1,0 +1,71 @@
+"""The Python standard library by BPE, in the budget of configs/quickstart.py: at equal parameters, tokens and time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from arena.campaign import Cell, Grid, Record, rate_table, side_by_side
+from arena.equal_time import Comparison, comparison_table
+from arena.trials import Budget, Trained, judge
+from sem_jax.config import build, default
+from sem_jax.data import Batch, Dataset, open_dataset
+from sem_jax.training.metrics import bits_per_byte
+
+BUDGET = Budget(parameters=1_250_000, vocabulary=2048, steps=1000, batch=16)
+LENGTH = 64
+GRID = Grid("tokens", 4)
+RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru")
+JUDGED = 100  # batches of held-out files
+
+
+def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
+    """All models at equal tokens, then some at equal time."""
+    batch = dataset(0, budget.batch).train.batch(0)
+    Comparison(GRID, budget, batch, measure).campaign(record, RIVAL_NAMES, seeds)
+
+
+def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
+    """Trials of one rival: each nats a token and bits a byte of held-out files."""
+    bytes_per_token = dataset(0, budget.batch).bytes_per_token
+    cells = measure_on(dataset, budget, asked)
+    bits = [
+        {"bits": round(bits_per_byte(cell["nats"], bytes_per_token), 4)} if "nats" in cell else {} for cell in cells
+    ]
+    return [cell | each for cell, each in zip(cells, bits, strict=True)]
+
+
+def dataset(seed: int, batch: int) -> Dataset:
+    """The library by the quickstart's BPE."""
+    return standard_library("bpe", LENGTH, seed, batch)
+
+
+@functools.cache
+def standard_library(tokenizer: str, length: int, seed: int, batch: int) -> Dataset:
+    """The library in sequences of one length; whole files are held out."""
+    config = default()
+    config.data.update(source="pystdlib", tokenizer=tokenizer, bpe_vocab_size=BUDGET.vocabulary, seq_length=length)
+    return open_dataset(build(config).data, seed, batch)
+
+
+def measure_on(dataset: Callable[[int, int], Dataset], budget: Budget, asked: list[Cell]) -> list[Cell]:
+    """Trials of one rival on dataset(seed, batch): each nats a token of held-out files."""
+
+    def batches(asked: Cell) -> Callable[[int], Batch]:
+        return dataset(asked["seed"], budget.batch).train.batch
+
+    def judgement(asked: Cell, found: Trained) -> Cell:
+        held_out = list(dataset(0, budget.batch).validation.evaluation_batches(JUDGED))
+        nats = [judge(asked["rival"], budget, found.parts, batch)[0] for batch in held_out]
+        weights = [batch.weights for batch in held_out]
+        return {"steps": budget.steps, "nats": round(float(np.average(nats, weights=weights)), 4)}
+
+    return side_by_side(budget, asked, batches, judgement)
+
+
+def tables(record: Record) -> str:
+    """The tables of docs/arena.md, from the cells alone."""
+    table = comparison_table(record, RIVAL_NAMES, GRID.task, "bits", "bits a byte")
+    return f"{table}\n\n{rate_table(record, RIVAL_NAMES, GRID)}"
