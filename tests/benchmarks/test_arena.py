@@ -145,20 +145,20 @@ def test_counting_takes_the_rate_of_state_tracking_and_eight_times_its_steps(mon
     assert not judged(record, task="mod3")
 
 
-def test_depth_takes_the_rate_of_two_layers_and_of_as_many_steps(monkeypatch, tmp_path):
-    measured = []
+def test_depth_takes_the_rate_of_each_group_in_two_layers_after_as_many_steps(monkeypatch, tmp_path):
+    best, measured = {"s3": 4e-3, "a5": 1.2e-2}, []
 
     def measure(budget, asked):
         measured.extend((each["task"], each["layers"], budget.steps, each["rate"], each["seed"]) for each in asked)
-        return [{"loss": abs(np.log(each["rate"] / 4e-3))} for each in asked]
+        return [{"loss": abs(np.log(each["rate"] / best[each["task"]]))} for each in asked]
 
     monkeypatch.setattr(state_tracking, "measure", measure)
     monkeypatch.setattr(depth, "RIVAL_NAMES", ("gru",))
     depth.campaign(record_of("depth", tmp_path), 1)
-    tuning = [each for each in measured if each[-1] == TUNING_SEED]
-    assert [each[:3] for each in tuning] == [("s3", 2, 4800)] * 4
+    tuning = [each[:3] for each in measured if each[-1] == TUNING_SEED]
+    assert tuning == [(task, 2, 4800) for task in best for _ in range(4)]
     judgements = [each for each in measured if each[-1] != TUNING_SEED]
-    assert judgements == [(task, layers, 4800, 4e-3, 0) for layers in (1, 2, 4) for task in ("s3", "a5")]
+    assert judgements == [(task, layers, 4800, best[task], 0) for task in best for layers in (1, 2, 4)]
 
 
 def test_recall_cell(tmp_path, quick_compilation):
