@@ -43,7 +43,9 @@ class Evaluator:
 
     def __call__(self, parts: ModelParts) -> Evaluation:
         """Means over all target tokens: nats a token and bits a byte are those of the normalised distribution."""
-        metrics = jax.device_get([self._measure(parts, batch) for batch in self._batches])
+        # One after the other: many programs at once whose devices, virtual ones of a CPU, wait for each other leave no
+        # thread for the one that all wait for.
+        metrics = [jax.device_get(self._measure(parts, batch)) for batch in self._batches]
         sums = [np.array([m.sums.loss, m.sums.nll, m.sums.weight], np.float64) for m in metrics]
         loss, nll, weight = np.sum(sums, axis=0)
         worst = jax.tree.map(lambda *x: np.max(x, axis=0), *[m.propagators for m in metrics])

@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from sem_jax.data import Batch
 from sem_jax.modules.blocks import BLOCKS
 from sem_jax.modules.mixer import FixedSSM
 from sem_jax.training.checkpoint import Checkpointer
+from sem_jax.training.evaluation import Evaluator
 from sem_jax.training.mesh import make_layout
 from sem_jax.training.state import abstract_state, init_state
 from sem_jax.training.step import make_train_step
@@ -128,6 +130,14 @@ def refused():
     return messages
 
 
+def evaluated(mesh):
+    """The validation loss of a fresh model over more batches than a CPU could have in its threads at once."""
+    c = dataclasses.replace(on(mesh), training=dataclasses.replace(CONFIG.training, eval_batches=200))
+    split = SimpleNamespace(evaluation_batches=lambda limit: (BATCHES[i % len(BATCHES)] for i in range(limit)))
+    evaluate = Evaluator(c, SimpleNamespace(validation=split, bytes_per_token=1.0))
+    return evaluate(init_state(c).evaluated).values["nll"]
+
+
 def skips_everywhere(step, state, layout, device):
     """Whether a NaN in a row of one device leaves all arrays of all devices as they were, but for the guard's."""
     row = device * ROWS // layout.mesh.size
@@ -161,6 +171,7 @@ def main():
     found, states = {}, {}
     for mesh in MESHES:
         found[str(mesh)], states[mesh] = measure(mesh)
+    found["evaluated"] = [evaluated(mesh) for mesh in MESHES]
     found["behind time"] = gathered_behind_time((4, 2))
     found["refused"] = refused()
     moves = [((8, 1), (1, 1)), ((1, 1), (1, 8)), ((8, 1), (2, 4)), ((1, 8), (4, 2))]

@@ -147,6 +147,13 @@ def test_losses_are_those_of_one_device(found, mesh):
 
 
 @pytest.mark.slow
+def test_a_long_evaluation_ends_and_is_that_of_one_device(found):
+    """Two hundred programs sent out at once would wait for each other for ever."""
+    alone, *others = found["evaluated"]
+    np.testing.assert_allclose(others, alone, rtol=0, atol=1e-5)  # as the losses of steps
+
+
+@pytest.mark.slow
 def test_each_device_holds_its_share_of_the_state(found):
     (whole,) = found["(1, 1)"]["bytes"]
     assert found["(8, 1)"]["bytes"] == [whole] * 8
