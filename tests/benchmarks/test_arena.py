@@ -226,6 +226,7 @@ def test_equal_time_is_as_many_steps_as_fit_into_that_of_the_sem(monkeypatch, tm
     assert {steps for _, task, steps in measured if task == "tokens"} == {1000}
 
 
+@pytest.mark.slow  # the library cell takes the same path
 def test_scaling_cell(monkeypatch, tmp_path, quick_compilation):
     path = tmp_path / "text.txt"
     path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")

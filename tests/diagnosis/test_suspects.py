@@ -262,6 +262,7 @@ def diagnosis_of(healthy, **changes):
     return config, diagnose(config, init_state(config), batch)
 
 
+@pytest.mark.slow
 def test_interleaved_layers_are_told_in_the_order_of_the_pass(healthy):
     _, found = diagnosis_of(healthy, layout="interleaved")
     components = {c.name: c for c in found.components}

@@ -217,6 +217,7 @@ def test_the_decay_rises_linearly_to_its_final_value(changes, step, decay):
     np.testing.assert_allclose(rate, 1 - decay, rtol=8 * EPS)
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_the_text_and_its_teacher():
     config = run_config()
     state, seen = on_device(fresh(config)), []

@@ -84,7 +84,7 @@ def changes_told(workdir):
 @pytest.mark.parametrize(
     ("unstable", "changed"),
     [
-        (fast, {LR: 6e-4}),
+        pytest.param(fast, {LR: 6e-4}, marks=pytest.mark.slow),
         (hasty, {LR: 6e-4, T: 0.0, CG: 10}),
     ],
 )
