@@ -29,7 +29,4 @@ def record_of(name: str, folder: Path) -> Record:
 
 def text_of(name: str, record: Record) -> str:
     """The tables that a record has for the page."""
-    cells = record.cells()
-    if name == "depth":
-        cells = [cell for cell in cells if cell["layers"] > 1]
-    return TABLES[name].tables(record) if cells else "Not measured yet."
+    return TABLES[name].tables(record) if record.cells() else "Not measured yet."

@@ -22,12 +22,16 @@ LONGER = ", longer"  # in the name of a task
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """All groups and seeds in one layer, rival after rival."""
-    longer = replace(budget, steps=TIMES * budget.steps)
     asked = [{"task": task + LONGER, "layers": 1, "seed": seed} for seed in range(seeds) for task in TASKS]
     for name in RIVAL_NAMES:
         # The learning rate is that of state tracking: after more steps several end at a loss of 0.0000.
         tuned(record, partial(state_tracking.measure, budget), GRID, name, [])
-        tuned(record, partial(measure, longer), GRID, name, asked)
+        tuned(record, partial(measure, longer(budget)), GRID, name, asked)
+
+
+def longer(budget: Budget) -> Budget:
+    """The budget of as many more steps."""
+    return replace(budget, steps=TIMES * budget.steps)
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:

@@ -7,11 +7,10 @@ addition is learned at in one need not be the one for S₃, and where several ra
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from functools import partial
 
 from arena.campaign import RATE_HEADING, Grid, Record, judged, markdown, rate_row, tuned
-from arena.counting import LONGER, TIMES, measure
+from arena.counting import LONGER, longer, measure
 from arena.rivals import RIVALS
 from arena.state_tracking import BUDGET, GROUPS, accuracies
 from arena.trials import Budget
@@ -22,11 +21,10 @@ GRIDS = {task: Grid(task + LONGER, 2) for task in TASKS}
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """Group after group and depth after depth of each rival."""
-    longer = partial(measure, replace(budget, steps=TIMES * budget.steps))
     for name in RIVAL_NAMES:
         for task, layers in itertools.product(TASKS, DEPTHS):
             asked = [{"task": task + LONGER, "layers": layers, "seed": seed} for seed in range(seeds)]
-            tuned(record, longer, GRIDS[task], name, asked)
+            tuned(record, partial(measure, longer(budget)), GRIDS[task], name, asked)
 
 
 def tables(record: Record) -> str:

@@ -38,12 +38,9 @@ class Comparison:
 
     def step_cost(self, record: Record, name: str) -> Cell:
         """What a step of a rival takes of processor time, where this is called first, and of arithmetic."""
-
-        def measure(asked: list[Cell]) -> list[Cell]:
-            what = name, self.budget, asked[0]["layers"], self.batch
-            return [{"step_ms": step_ms(*what), "step_gflop": step_gflop(*what)}]
-
-        return record.answers([{"rival": name, "task": "cost", "layers": self.grid.layers}], measure)[0]
+        step = name, self.budget, self.grid.layers, self.batch
+        asked = [{"rival": name, "task": "cost", "layers": self.grid.layers}]
+        return record.answers(asked, lambda _: [{"step_ms": step_ms(*step), "step_gflop": step_gflop(*step)}])[0]
 
     def steps_of_equal_time(self, record: Record, name: str) -> int:
         """How many steps take as long as the SEM's budget, in hundreds."""

@@ -30,11 +30,10 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each nats a token and bits a byte of held-out files."""
     bytes_per_token = dataset(0, budget.batch).bytes_per_token
-    cells = measure_on(dataset, budget, asked)
-    bits = [
-        {"bits": round(bits_per_byte(cell["nats"], bytes_per_token), 4)} if "nats" in cell else {} for cell in cells
+    return [
+        cell | {"bits": round(bits_per_byte(cell["nats"], bytes_per_token), 4)} if "nats" in cell else cell
+        for cell in measure_on(dataset, budget, asked)
     ]
-    return [cell | each for cell, each in zip(cells, bits, strict=True)]
 
 
 def dataset(seed: int, batch: int) -> Dataset:

@@ -192,11 +192,16 @@ def test_language_cell(monkeypatch, tmp_path, quick_compilation):
     assert all((tmp_path / f"arena_{kind}.svg").stat().st_size > 1000 for kind in ("seconds", "gflop"))
 
 
-def test_library_cell(monkeypatch, tmp_path, quick_compilation):
+def on_a_small_text(module, monkeypatch, tmp_path):
+    """Two held-out batches of a text by characters in the place of the standard library."""
     path = tmp_path / "text.txt"
     path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")
-    monkeypatch.setattr(library, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
+    monkeypatch.setattr(module, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
     monkeypatch.setattr(library, "JUDGED", 2)
+
+
+def test_library_cell(monkeypatch, tmp_path, quick_compilation):
+    on_a_small_text(library, monkeypatch, tmp_path)
     budget = tiny(library)
     what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
@@ -228,10 +233,7 @@ def test_equal_time_is_as_many_steps_as_fit_into_that_of_the_sem(monkeypatch, tm
 
 @pytest.mark.slow  # the library cell takes the same path
 def test_scaling_cell(monkeypatch, tmp_path, quick_compilation):
-    path = tmp_path / "text.txt"
-    path.write_text("the wave turns and the phase turns with it. " * 200, encoding="utf-8")
-    monkeypatch.setattr(scaling, "dataset", lambda seed, batch: language.dataset(str(path), seed, batch, 64))
-    monkeypatch.setattr(library, "JUDGED", 2)
+    on_a_small_text(scaling, monkeypatch, tmp_path)
     budget = tiny(scaling)
     what = {"rival": "gru", "task": "25000", "layers": 1, "rate": 1e-2}
     monkeypatch.setattr(scaling, "RIVAL_NAMES", ("gru",))
