@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from arena import counting, decoding, depth, language, library, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, depth, language, library, library_bytes, recall, sampling, scaling, state_tracking
 from arena.campaign import Record
 
 TABLES = {
@@ -15,6 +15,7 @@ TABLES = {
     "recall": recall,
     "language": language,
     "library": library,
+    "bytes": library_bytes,
     "scaling": scaling,
     "sampling": sampling,
     "decoding": decoding,

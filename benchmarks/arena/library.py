@@ -29,11 +29,7 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each nats a token and bits a byte of held-out files."""
-    bytes_per_token = dataset(0, budget.batch).bytes_per_token
-    return [
-        cell | {"bits": round(bits_per_byte(cell["nats"], bytes_per_token), 4)} if "nats" in cell else cell
-        for cell in measure_on(dataset, budget, asked)
-    ]
+    return measure_on(dataset, budget, asked)
 
 
 def dataset(seed: int, batch: int) -> Dataset:
@@ -50,16 +46,18 @@ def standard_library(tokenizer: str, length: int, seed: int, batch: int) -> Data
 
 
 def measure_on(dataset: Callable[[int, int], Dataset], budget: Budget, asked: list[Cell]) -> list[Cell]:
-    """Trials of one rival on dataset(seed, batch): each nats a token of held-out files."""
+    """Trials of one rival on dataset(seed, batch): each nats a token and bits a byte of held-out files."""
 
     def batches(asked: Cell) -> Callable[[int], Batch]:
         return dataset(asked["seed"], budget.batch).train.batch
 
     def judgement(asked: Cell, found: Trained) -> Cell:
-        held_out = list(dataset(0, budget.batch).validation.evaluation_batches(JUDGED))
-        nats = [judge(asked["rival"], budget, found.parts, batch)[0] for batch in held_out]
-        weights = [batch.weights for batch in held_out]
-        return {"steps": budget.steps, "nats": round(float(np.average(nats, weights=weights)), 4)}
+        judges = dataset(0, budget.batch)
+        held_out = list(judges.validation.evaluation_batches(JUDGED))
+        of_tokens = [judge(asked["rival"], budget, found.parts, batch)[0] for batch in held_out]
+        nats = float(np.average(of_tokens, weights=[batch.weights for batch in held_out]))
+        bits = bits_per_byte(nats, judges.bytes_per_token)
+        return {"steps": budget.steps, "nats": round(nats, 4), "bits": round(bits, 4)}
 
     return side_by_side(budget, asked, batches, judgement)
 
