@@ -23,7 +23,7 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
-    """Trials of one rival, one by one: side by side, models of this width take longer."""
+    """Trials of one rival, one by one: side by side, models of this width take longer (see `arena.trials`)."""
     return [cell for each in asked for cell in measure_on(scaling.dataset, of_trial(budget, each), [each])]
 
 

@@ -126,7 +126,12 @@ def _step_of_all(name: str, budget: Budget, layers: int) -> Callable[..., tuple[
         config = configure(name, budget, layers, 1e-3)
         return make_train_step(replace(config, optimizer=replace(config.optimizer, learning_rate=rate)))(state, batch)
 
-    return jax.jit(jax.vmap(step), donate_argnums=0)
+    def steps(states: TrainState, batches: Batch, rates: Array) -> tuple[TrainState, StepMetrics]:
+        if len(rates) == 1:  # `vmap` would make batched products of all products, at half the speed on a CPU
+            return jax.lax.map(lambda each: step(*each), (states, batches, rates))
+        return jax.vmap(step)(states, batches, rates)
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 def step_ms(name: str, budget: Budget, layers: int, batch: Batch, calls: int = 20) -> float:
