@@ -23,13 +23,10 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
-    """Trials of one rival, one by one: side by side, models of this width take longer (see `arena.trials`)."""
-    return [cell for each in asked for cell in measure_on(scaling.dataset, of_trial(budget, each), [each])]
-
-
-def of_trial(budget: Budget, asked: Cell) -> Budget:
-    """The budget of a trial: one that chooses a learning rate takes a part of the steps."""
-    return replace(budget, steps=budget.steps // TUNING_PART) if asked["seed"] == TUNING_SEED else budget
+    """Trials of one rival: each nats and bits a byte of held-out files. All choose a learning rate, or none does."""
+    tuning = asked[0]["seed"] == TUNING_SEED
+    steps = budget.steps // TUNING_PART if tuning else budget.steps
+    return measure_on(scaling.dataset, replace(budget, steps=steps), asked)
 
 
 def tables(record: Record) -> str:
