@@ -1,5 +1,6 @@
 """Langevin noise: the thermal half of the optimizer."""
 
+import math
 import zlib
 from typing import Any
 
@@ -10,6 +11,8 @@ import optax
 
 from sem_jax.optim.complex_adam import bias_corrected_second_moment
 from sem_jax.optim.parts import by_parts
+
+_ROW = 1024  # real entries; a leaf of no more is small
 
 
 def langevin_noise(
@@ -67,16 +70,19 @@ def langevin_noise(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params, extra_args
 
-        def add_noise(path: tuple[Any, ...], update: jax.Array, v: jax.Array, rate: jax.typing.ArrayLike) -> jax.Array:
-            if isinstance(rate, float | int) and rate == 0:
+        def add_noise(update: jax.Array, xi: jax.Array | None, v: jax.Array, rate: jax.typing.ArrayLike) -> jax.Array:
+            if xi is None:
                 return update
             std = jnp.sqrt(2 * temperature * rate / jnp.maximum(jnp.sqrt(v), noise_floor))
             std = jnp.where(v > 0, jnp.minimum(std, noise_cap * rate), 0)
-            xi = _unit_normal(_leaf_key(seed, path, step), update)
             return by_parts(lambda u, x: u + (std * x).astype(u.dtype), update, xi)
 
+        def warm(update: jax.Array, rate: jax.typing.ArrayLike) -> jax.Array | None:
+            return None if isinstance(rate, float | int) and rate == 0 else update
+
         rates = jax.tree.broadcast(learning_rate, updates)
-        return jax.tree.map_with_path(add_noise, updates, second_moment, rates), state
+        xi = _unit_normals(seed, jax.tree.map(warm, updates, rates), step)
+        return jax.tree.map(add_noise, updates, xi, second_moment, rates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
@@ -146,17 +152,30 @@ def _adam_state(state: optax.OptState) -> optax.ScaleByAdamState:
     return found[0]
 
 
-def _leaf_key(seed: int, path: tuple[Any, ...], step: jax.typing.ArrayLike) -> jax.Array:
+def _unit_normals(seed: int, tree: Any, step: jax.typing.ArrayLike) -> Any:
+    """ξ for every leaf, from the seed, its path and the step.
+
+    Each program that draws normal numbers takes half a second to compile. So all keys are made by one, and all small
+    leaves drawn by one: their numbers are the first of rows of equal length, and number i of a row depends on its key
+    and on i alone.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
+        return tree
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
     # Python's own hash of a string changes from one process to the next.
-    name = np.uint32(zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode()))
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name), step)
-
-
-def _unit_normal(key: jax.Array, like: jax.Array) -> jax.Array:
+    hashes, of_run = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32), jax.random.key(seed)
+    keys = jax.vmap(lambda each: jax.random.fold_in(jax.random.fold_in(of_run, each), step))(hashes)
     # In half precision jax.random.normal knows a hundred numbers, whose mean is not 0.
-    dtype = jnp.promote_types(like.real.dtype, jnp.float32)
-    if not jnp.iscomplexobj(like):
-        return jax.random.normal(key, like.shape, dtype)
+    dtypes = [jnp.promote_types(leaf.real.dtype, jnp.float32) for leaf in leaves]
+    shapes = [(2, *leaf.shape) if jnp.iscomplexobj(leaf) else leaf.shape for leaf in leaves]
+    sizes = [math.prod(shape) for shape in shapes]
+    drawn = {i: jax.random.normal(keys[i], shape, dtypes[i]) for i, shape in enumerate(shapes) if sizes[i] > _ROW}
+    for dtype in dict.fromkeys(dtypes):
+        small = [i for i, size in enumerate(sizes) if size <= _ROW and dtypes[i] == dtype]
+        if small:
+            rows = jax.vmap(lambda key, dtype=dtype: jax.random.normal(key, (_ROW,), dtype))(keys[np.array(small)])
+            drawn |= {i: row[: sizes[i]].reshape(shapes[i]) for i, row in zip(small, rows, strict=True)}
     # A complex jax.random.normal has variance 1/2 in each part.
-    real, imag = jax.random.normal(key, (2, *like.shape), dtype)
-    return jax.lax.complex(real, imag)
+    xi = [jax.lax.complex(*drawn[i]) if jnp.iscomplexobj(leaf) else drawn[i] for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, xi)

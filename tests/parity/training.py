@@ -127,16 +127,10 @@ class Precision(NamedTuple):
 def injected_noise(run: Run, drawn_in: np.dtype) -> list[Arrays]:
     """ξ of every step as sem_jax draws it in this precision, by parameter name."""
 
-    def draw(params, step):
-        def leaf(path, p):
-            return langevin._unit_normal(langevin._leaf_key(run.config.training.seed, path, step), p)
-
-        return jax.tree.map_with_path(leaf, params)
-
     with jax.enable_x64(drawn_in == FLOAT64):
         params = initial_parts(run, drawn_in).params
-        compiled = jax.jit(draw)
-        return [export_state_dict(compiled(params, step)) for step in range(STEPS)]
+        draw = jax.jit(functools.partial(langevin._unit_normals, run.config.training.seed))
+        return [export_state_dict(draw(params, step)) for step in range(STEPS)]
 
 
 def train_theirs(run: Run, rates: list[float], precision: Precision, unit: float = 0.0) -> Arrays:
