@@ -1,12 +1,13 @@
 """The arena's tasks say what they ask, its tables are those of docs/arena.md, and a cell of each can be made again."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from arena import counting, decoding, depth, language, library, recall, sampling, scaling, state_tracking
+from arena import counting, decoding, depth, language, library, library_bytes, recall, sampling, scaling, state_tracking
 from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.equal_time import Comparison
@@ -161,6 +162,7 @@ def test_depth_takes_the_rate_of_each_group_in_two_layers_after_as_many_steps(mo
     assert judgements == [(task, layers, 4800, best[task], 0) for task in best for layers in (1, 2, 4)]
 
 
+@pytest.mark.slow  # the cell of state tracking takes the same path
 def test_recall_cell(tmp_path, quick_compilation):
     budget = tiny(recall)
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
@@ -200,6 +202,7 @@ def on_a_small_text(module, monkeypatch, tmp_path):
     monkeypatch.setattr(library, "JUDGED", 2)
 
 
+@pytest.mark.slow  # the cell of bytes takes the same path
 def test_library_cell(monkeypatch, tmp_path, quick_compilation):
     on_a_small_text(library, monkeypatch, tmp_path)
     budget = tiny(library)
@@ -209,6 +212,31 @@ def test_library_cell(monkeypatch, tmp_path, quick_compilation):
     assert 1 < cell["nats"] < 1.5 * np.log(2048)
     assert cell["bits"] == pytest.approx(cell["nats"] / np.log(2), abs=1e-4)  # a character of this text is a byte
     assert f"| GRU | {cell['bits']:.4f} | – | – | " in library.tables(record)
+
+
+def test_bytes_cell(monkeypatch, tmp_path, quick_compilation):
+    on_a_small_text(scaling, monkeypatch, tmp_path)
+    budget = tiny(library_bytes)
+    what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    (cell,) = record.answers([what], lambda asked: library_bytes.measure(budget, asked))
+    assert 1 < cell["nats"] < 1.5 * np.log(261)
+    assert cell["bits"] == pytest.approx(cell["nats"] / np.log(2), abs=1e-4)
+    assert f"| GRU | {cell['bits']:.4f} | – | – | " in library_bytes.tables(record)
+
+
+def test_a_rate_for_bytes_is_chosen_after_a_fifth_of_the_steps(monkeypatch, tmp_path):
+    measured = []
+
+    def measure_on(dataset, budget, asked):
+        measured.extend((budget.steps, each["seed"]) for each in asked)
+        return [{"loss": each["rate"]} for each in asked]
+
+    monkeypatch.setattr(library_bytes, "measure_on", measure_on)
+    record = record_of("bytes", tmp_path)
+    question = {"task": "tokens", "layers": 6, "seed": 0}
+    tuned(record, partial(library_bytes.measure, library_bytes.BUDGET), library_bytes.GRID, "gru", [question])
+    assert measured == [(200, TUNING_SEED)] * 4 + [(1000, 0)]
 
 
 def test_equal_time_is_as_many_steps_as_fit_into_that_of_the_sem(monkeypatch, tmp_path):

@@ -92,7 +92,7 @@ def greedy_by_hand(forward, prompt, count, context_length=None):
 # The model
 
 
-@pytest.mark.parametrize("context_length", [None, 1, 2, 5, 8])
+@pytest.mark.parametrize("context_length", [None, pytest.param(1, marks=pytest.mark.slow), 2, 5, 8])
 def test_greedy_texts_of_a_batch_are_those_of_forward_passes(parts, decoder, forward, context_length):
     prompts = [TOKENS[0, :length] for length in (1, 7, PREFILL_CHUNK + 1, 2 * PREFILL_CHUNK)]
     ours = continued(decoder, parts, prompts, 12, context_length=context_length)

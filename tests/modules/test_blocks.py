@@ -80,7 +80,10 @@ def both_ways(blocks, layout):
     return jax.jit(lambda params: (model(params), hand(params)))(parts.params)
 
 
-@pytest.mark.parametrize(("blocks", "layout"), ORDERS)
+@pytest.mark.parametrize(
+    ("blocks", "layout"),
+    [pytest.param(*order, marks=[pytest.mark.slow] * (order[1] == "mixers_first")) for order in ORDERS],
+)
 @x64
 def test_the_model_is_its_blocks_applied_in_the_order_of_the_layout(blocks, layout):
     (gradient, (psi, after)), (gradient_by_hand, (psi_by_hand, after_by_hand)) = both_ways(blocks, layout)

@@ -21,9 +21,8 @@ from .training import RUNS, STEPS, Precision, Run, train_ours, train_theirs
 MULTIPLE = 10
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-NOISY = "causal Sinkhorn, T > 0"
 every_run = pytest.mark.parametrize(
-    "run", [pytest.param(run, id=name, marks=[pytest.mark.slow] * (name == NOISY)) for name, run in RUNS.items()]
+    "run", [pytest.param(run, id=name, marks=[pytest.mark.slow] * (name != "default")) for name, run in RUNS.items()]
 )
 
 
