@@ -67,7 +67,7 @@ def as_text(content: dict[str, Any]) -> str:
     return f'{{"budget": {json.dumps(content["budget"])},\n "cells": [\n  {lines}\n ]}}\n'
 
 
-def side_by_side(
+def run_trials(
     budget: Budget,
     asked: list[Cell],
     batches: Callable[[Cell], Callable[[int], Batch]],
@@ -96,7 +96,7 @@ def tuned(
 
     Args:
       record: what is there.
-      measure: trains all trials that it is given side by side.
+      measure: trains all trials that it is given in one program.
       grid: the learning rates.
       rival: its name.
       asked: task, layers and seed of each trial.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from figures import save_curves
 
-from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side
+from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, run_trials
 from arena.equal_time import Comparison, comparison_table
 from arena.rivals import RIVALS
 from arena.trials import Budget, Trained, judge
@@ -55,7 +55,7 @@ def measure(budget: Budget, path: str, asked: list[Cell]) -> list[Cell]:
             "curve": [round(float(part.mean()), 3) for part in np.array_split(found.losses, CURVE)],
         }
 
-    return side_by_side(budget, asked, batches, judgement)
+    return run_trials(budget, asked, batches, judgement)
 
 
 @functools.cache

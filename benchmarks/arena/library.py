@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from arena.campaign import Cell, Grid, Record, rate_table, side_by_side
+from arena.campaign import Cell, Grid, Record, rate_table, run_trials
 from arena.equal_time import Comparison, comparison_table
 from arena.trials import Budget, Trained, judge
 from sem_jax.config import build, default
@@ -59,8 +59,7 @@ def measure_on(dataset: Callable[[int, int], Dataset], budget: Budget, asked: li
         bits = bits_per_byte(nats, judges.bytes_per_token)
         return {"steps": budget.steps, "nats": round(nats, 4), "bits": round(bits, 4)}
 
-    # One by one: models of this width take longer side by side.
-    return [cell for each in asked for cell in side_by_side(budget, [each], batches, judgement)]
+    return run_trials(budget, asked, batches, judgement)
 
 
 def tables(record: Record) -> str:

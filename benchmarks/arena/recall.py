@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, side_by_side, tuned
+from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, run_trials, tuned
 from arena.rivals import RIVALS, pairs
 from arena.trials import Budget, Trained, judge
 from sem_jax.data import Batch
@@ -65,7 +65,7 @@ def batch(task: str, rows: int, seed: tuple[int, ...]) -> Batch:
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """All tasks of one length side by side, rival after rival."""
+    """All tasks of one length in one program, rival after rival."""
     groups = [tuple(group) for _, group in itertools.groupby(TASKS, key=lambda task: task.split("_")[1])]
     for name in RIVAL_NAMES:
         for group in groups:
@@ -84,7 +84,7 @@ def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
         right = [judge(asked["rival"], budget, found.parts, each)[1][each.weights > 0] for each in held_out]
         return {"accuracy": round(float(np.mean(np.concatenate(right))), 4)}
 
-    return side_by_side(budget, asked, batches, judgement)
+    return run_trials(budget, asked, batches, judgement)
 
 
 def tables(record: Record) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from arena.campaign import Cell, Grid, Record, judged, markdown, rate_table, side_by_side, tuned
+from arena.campaign import Cell, Grid, Record, judged, markdown, rate_table, run_trials, tuned
 from arena.rivals import RIVALS, pairs
 from arena.trials import Budget, Trained, judge
 from sem_jax.data import Batch
@@ -90,7 +90,7 @@ def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     def judgement(asked: Cell, found: Trained) -> Cell:
         return {f"accuracy_{length}": accuracy(asked, found, length) for length in LENGTHS}
 
-    return side_by_side(budget, asked, batches, judgement)
+    return run_trials(budget, asked, batches, judgement)
 
 
 def tables(record: Record) -> str:

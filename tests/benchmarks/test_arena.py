@@ -89,7 +89,7 @@ def test_the_best_rate_of_the_grid_is_taken_and_no_cell_is_made_twice(tmp_path):
 
 
 @pytest.mark.slow
-def test_trials_side_by_side_are_what_each_is_alone(quick_compilation):
+def test_trials_in_one_program_are_what_each_is_alone(quick_compilation):
     budget = dataclasses.replace(tiny(state_tracking), steps=3)
 
     def trial(rate, seed):
