@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zlib
 
 import chex
 import jax
@@ -94,6 +95,19 @@ def test_noise_is_a_function_of_seed_step_and_leaf():
     draws = [sample(1.0), sample(1.0, step=1), sample(1.0, name="u"), sample(1.0, seed=SEED + 1)]
     for a, b in itertools.combinations(draws, 2):
         assert_uncorrelated(a, b)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("size", [3, 600, 1024, 1025])  # small leaves are drawn together, up to 1024 real entries
+def test_a_leaf_of_any_size_has_the_numbers_of_its_own_key(dtype, size):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), zlib.crc32(b"w")), 5)
+    parts = jax.random.normal(key, (2, size) if dtype == jnp.complex64 else (1, size))
+    noise = sample(1.0, dtype, step=5, shape=(size,))
+    assert noise.dtype == dtype
+    # One product with the standard deviation, two roundings of 6e-8 at most each.
+    deviation = np.float32(np.sqrt(2 * T * RATE))
+    np.testing.assert_allclose(noise.real, deviation * np.asarray(parts[0]), rtol=4e-7)
+    np.testing.assert_allclose(noise.imag, deviation * np.asarray(parts[1]) if len(parts) == 2 else 0, rtol=4e-7)
 
 
 def test_other_leaves_do_not_change_a_leafs_noise():
