@@ -62,7 +62,7 @@ def measure_on(dataset: Callable[[int, int], Dataset], budget: Budget, asked: li
     return run_trials(budget, asked, batches, judgement)
 
 
-def tables(record: Record) -> str:
+def tables(record: Record, grid: Grid = GRID) -> str:
     """The tables of docs/arena.md, from the cells alone."""
-    table = comparison_table(record, RIVAL_NAMES, GRID.task, "bits", "bits a byte")
-    return f"{table}\n\n{rate_table(record, RIVAL_NAMES, GRID)}"
+    table = comparison_table(record, RIVAL_NAMES, grid.task, "bits", "bits a byte")
+    return f"{table}\n\n{rate_table(record, RIVAL_NAMES, grid)}"

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arena import scaling
-from arena.campaign import TUNING_SEED, Cell, Grid, Record, rate_table
-from arena.equal_time import Comparison, comparison_table
-from arena.library import measure_on
+from arena import library, scaling
+from arena.campaign import TUNING_SEED, Cell, Grid, Record
+from arena.equal_time import Comparison
 from arena.trials import Budget
 
 BUDGET = Budget(parameters=5_000_000, vocabulary=261, steps=1000, batch=8)
 GRID = Grid("tokens", 6)
 TUNING_PART = 5  # a learning rate is chosen after a fifth of the steps
-RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru")
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """All models at equal tokens, then some at equal time."""
     batch = scaling.dataset(0, budget.batch).train.batch(0)
-    Comparison(GRID, budget, batch, measure).campaign(record, RIVAL_NAMES, seeds)
+    Comparison(GRID, budget, batch, measure).campaign(record, library.RIVAL_NAMES, seeds)
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each nats and bits a byte of held-out files. All choose a learning rate, or none does."""
     tuning = asked[0]["seed"] == TUNING_SEED
     steps = budget.steps // TUNING_PART if tuning else budget.steps
-    return measure_on(scaling.dataset, replace(budget, steps=steps), asked)
+    return library.measure_on(scaling.dataset, replace(budget, steps=steps), asked)
 
 
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
-    table = comparison_table(record, RIVAL_NAMES, GRID.task, "bits", "bits a byte")
-    return f"{table}\n\n{rate_table(record, RIVAL_NAMES, GRID)}"
+    return library.tables(record, GRID)

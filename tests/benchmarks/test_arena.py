@@ -202,27 +202,19 @@ def on_a_small_text(module, monkeypatch, tmp_path):
     monkeypatch.setattr(library, "JUDGED", 2)
 
 
-@pytest.mark.slow  # the cell of bytes takes the same path
-def test_library_cell(monkeypatch, tmp_path, quick_compilation):
-    on_a_small_text(library, monkeypatch, tmp_path)
-    budget = tiny(library)
+@pytest.mark.parametrize(
+    ("table", "reader"),  # and the module with its dataset
+    [pytest.param(library, library, marks=pytest.mark.slow), (library_bytes, scaling)],
+)
+def test_library_cell(table, reader, monkeypatch, tmp_path, quick_compilation):
+    on_a_small_text(reader, monkeypatch, tmp_path)
+    budget = tiny(table)
     what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
     record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    (cell,) = record.answers([what], lambda asked: library.measure(budget, asked))
-    assert 1 < cell["nats"] < 1.5 * np.log(2048)
+    (cell,) = record.answers([what], lambda asked: table.measure(budget, asked))
+    assert 1 < cell["nats"] < 1.5 * np.log(budget.vocabulary)
     assert cell["bits"] == pytest.approx(cell["nats"] / np.log(2), abs=1e-4)  # a character of this text is a byte
-    assert f"| GRU | {cell['bits']:.4f} | – | – | " in library.tables(record)
-
-
-def test_bytes_cell(monkeypatch, tmp_path, quick_compilation):
-    on_a_small_text(scaling, monkeypatch, tmp_path)
-    budget = tiny(library_bytes)
-    what = {"rival": "gru", "task": "tokens", "layers": 1, "rate": 1e-2, "seed": 0}
-    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
-    (cell,) = record.answers([what], lambda asked: library_bytes.measure(budget, asked))
-    assert 1 < cell["nats"] < 1.5 * np.log(261)
-    assert cell["bits"] == pytest.approx(cell["nats"] / np.log(2), abs=1e-4)
-    assert f"| GRU | {cell['bits']:.4f} | – | – | " in library_bytes.tables(record)
+    assert f"| GRU | {cell['bits']:.4f} | – | – | " in table.tables(record)
 
 
 def test_a_rate_for_bytes_is_chosen_after_a_fifth_of_the_steps(monkeypatch, tmp_path):
@@ -232,7 +224,7 @@ def test_a_rate_for_bytes_is_chosen_after_a_fifth_of_the_steps(monkeypatch, tmp_
         measured.extend((budget.steps, each["seed"]) for each in asked)
         return [{"loss": each["rate"]} for each in asked]
 
-    monkeypatch.setattr(library_bytes, "measure_on", measure_on)
+    monkeypatch.setattr(library, "measure_on", measure_on)
     record = record_of("bytes", tmp_path)
     question = {"task": "tokens", "layers": 6, "seed": 0}
     tuned(record, partial(library_bytes.measure, library_bytes.BUDGET), library_bytes.GRID, "gru", [question])
