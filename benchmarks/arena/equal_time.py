@@ -11,7 +11,6 @@ from arena.rivals import RIVALS
 from arena.trials import Budget, step_gflop, step_ms
 from sem_jax.data import Batch
 
-TIMED = ("gpt", "mamba2", "gru")  # they also get the time that the SEM takes
 MOST_STEPS = 4  # times the budget's
 COSTS = {"step_ms": 0, "step_gflop": 2}  # of a step, and the digits that a table shows
 
@@ -32,7 +31,7 @@ class Comparison:
         asked = [{"task": self.grid.task, "layers": self.grid.layers, "seed": seed} for seed in range(seeds)]
         for name in rivals:
             tuned(record, partial(self.measure, self.budget), self.grid, name, asked)
-            if name in TIMED:
+            if not name.startswith("sem"):
                 longer = partial(self.measure, replace(self.budget, steps=self.steps_of_equal_time(record, name)))
                 tuned(record, longer, self.grid, name, [each | {"task": "time"} for each in asked])
 

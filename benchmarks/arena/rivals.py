@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -44,6 +44,7 @@ class Rival:
     fields: Mapping[str, Any] = field(default_factory=dict)
     blocks: Mapping[str, Any] = field(default_factory=dict)
     model: type[SEM] = SEM
+    ends: float = 1  # learning rate of embedding and readout, in units of the layers'
 
 
 def _real(title: str, block: Any, **mixer: int) -> Rival:
@@ -66,6 +67,10 @@ RIVALS = {
     "gpt": _real("GPT", GPT),
     "mamba2": _real("Mamba-2", Mamba2, state_dim=32),
     "gru": _real("GRU", GRU),
+}
+RIVALS |= {
+    f"{name}_ends": replace(RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5)
+    for name in ("sem", "gpt", "mamba2", "gru")
 }
 
 

@@ -110,6 +110,26 @@ def test_trials_in_one_program_are_what_each_is_alone(quick_compilation):
     np.testing.assert_allclose(together.losses, losses, rtol=1e-5)
 
 
+def test_the_ends_of_a_rival_take_larger_steps(quick_compilation):
+    budget = dataclasses.replace(tiny(state_tracking), steps=10)
+    moved = {}
+    for name in ("gru", "gru_ends"):
+        config = configure(name, budget, 1, 1e-2)
+        with installed(RIVALS[name], budget.vocabulary):
+            state = init_state(config)
+            start = jax.tree.map(np.array, state.model.params)
+            state, _ = make_train_step(config)(state, state_tracking.batch("mod3", 2, 8, (0,)))
+        moved[name] = jax.tree.map(np.subtract, state.model.params, start)
+    changes = zip(*(jax.tree_util.tree_leaves_with_path(moved[name]) for name in moved), strict=True)
+    factors = set()
+    for (path, change), (_, larger) in changes:
+        factor = 5 if path[0].key in ("encoder", "readout") else 1
+        # A change is the difference of numbers below 2, each rounded to 2^-24 of it.
+        np.testing.assert_allclose(larger, factor * change, atol=5 * 2**-23, err_msg=str(path))
+        factors |= {factor} if np.abs(change).max() > 1e-4 else set()
+    assert factors == {1, 5}
+
+
 def tiny(module):
     return dataclasses.replace(module.BUDGET, steps=2, batch=2, parameters=6000)
 
