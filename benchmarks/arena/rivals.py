@@ -17,6 +17,7 @@ from jax import Array
 from arena.gpt import GPT
 from arena.gru import GRU
 from arena.mamba2 import Mamba2
+from arena.power import PowerSEM
 from arena.real import RealModel
 from arena.real_sem import RealMixer
 from sem_jax.config import MixerConfig, ModelConfig
@@ -62,6 +63,7 @@ RIVALS = {
     "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
     "sem_born": Rival("SEM, rotary start, Born readout", _ROTARY | {"likelihood": "born"}),
+    "sem_power": Rival("SEM, rotary start, power readout", _ROTARY | {"likelihood": "born"}, model=PowerSEM),
     "sem_no_rotation": Rival("SEM, rotary start, no rotation of the state", _ROTARY, {"mixers": NoRotation}),
     "sem_real": _real("SEM, real-valued", RealMixer, state_dim=32),
     "gpt": _real("GPT", GPT),

@@ -145,6 +145,24 @@ def test_a_tagged_model_reads_inputs_and_is_asked_for_answers():
     np.testing.assert_allclose(nats, np.take_along_axis(expected, answers[..., None], -1)[..., 0], atol=TOLERANCE)
 
 
+def test_the_power_readout_is_the_born_rule_with_every_probability_to_the_fourth_power():
+    config = small.config(model__vocab_size=11, model__likelihood="born").model
+    with installed(RIVALS["sem_power"]):
+        readout = init_model(config, 0).merge().readout
+    readout.bias[...] = jnp.asarray(RNG.normal(size=11), jnp.float32)
+    psi = RNG.normal(size=(2, 5, 16)) + 1j * RNG.normal(size=(2, 5, 16))
+    amplitudes = psi @ np.asarray(readout.weight[...], np.complex128).T
+    weights = np.exp(np.asarray(readout.bias[...], np.float64)) * np.abs(amplitudes) ** 8
+    z = weights.sum(axis=-1, keepdims=True)
+    expected = np.log((weights / z + config.born_floor / 11) / (1 + config.born_floor))
+    # An eighth power has 8 times the error of a sum of 16 products, 8·16·6e-8, more where their sum is small.
+    np.testing.assert_allclose(readout.log_probs(jnp.asarray(psi, jnp.complex64)), expected, atol=1e-4)
+    targets = RNG.integers(11, size=(2, 5))
+    found, log_z = readout.target_log_prob(jnp.asarray(psi, jnp.complex64), jnp.asarray(targets))
+    np.testing.assert_allclose(found, np.take_along_axis(expected, targets[..., None], -1)[..., 0], atol=1e-4)
+    np.testing.assert_allclose(log_z, np.log(z[..., 0]), atol=1e-5)
+
+
 def test_what_the_controls_lack():
     config = small.config(model__vocab_size=11).model
     with installed(RIVALS["sem_no_rotation"]):
