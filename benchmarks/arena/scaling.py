@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import curve_fit
 
 from arena.campaign import RATE_HEADING, Cell, Grid, Record, judged, markdown, mean_and_spread, rate_row, tuned
 from arena.library import measure_on, standard_library
@@ -67,18 +69,43 @@ def points(record: Record, name: str) -> tuple[list[float], list[float]]:
     return [cells[0]["parameters"] for cells in found], means
 
 
-def power_law(sizes: list[float], nats: list[float]) -> tuple[float, float, float]:
-    """(c, α, standard error of α) of nats = c·parameters^(−α), least squares of the logarithms."""
-    (slope, shift), covariance = np.polyfit(np.log(sizes), np.log(nats), 1, cov=True)
-    return float(np.exp(shift)), float(-slope), float(np.sqrt(covariance[0, 0]))
+class PowerLaw(NamedTuple):
+    """nats = floor + c·parameters^(−α): what no size can learn, and how fast the rest is learned."""
+
+    floor: float
+    constant: float
+    exponent: float
+    floor_error: float  # standard errors
+    exponent_error: float
+
+
+def power_law(sizes: list[float], nats: list[float]) -> PowerLaw:
+    """The law of Hoffmann et al. (2022), section 3.3, where the tokens grow with the parameters.
+
+    Least squares of log nats, so that all sizes count alike. Three numbers go through three points, so at least four
+    sizes are needed.
+    """
+
+    def log_nats(sizes: np.ndarray, floor: float, log_constant: float, exponent: float) -> np.ndarray:
+        return np.log(floor + np.exp(log_constant - exponent * np.log(sizes)))
+
+    start = (min(nats) / 2, np.log(max(nats)) + 0.4 * np.log(min(sizes)), 0.4)
+    found, covariance = curve_fit(log_nats, np.asarray(sizes), np.log(nats), start)
+    floor, log_constant, exponent = map(float, found)
+    errors = np.sqrt(np.diag(covariance))
+    return PowerLaw(floor, float(np.exp(log_constant)), exponent, float(errors[0]), float(errors[2]))
 
 
 def fit(sizes: list[float], nats: list[float]) -> list[str]:
-    """c of the power law, and α with its standard error; two points lie on a line, so three are the least."""
-    if len(sizes) < 3:
-        return ["–", "–"]
-    constant, exponent, error = power_law(sizes, nats)
-    return [f"{constant:.2f}", f"{exponent:.4f} ± {error:.4f}"]
+    """Floor, c and α of the power law."""
+    if len(sizes) < 4:
+        return ["–", "–", "–"]
+    law = power_law(sizes, nats)
+    return [
+        f"{law.floor:.2f} ± {law.floor_error:.2f}",
+        f"{law.constant:.0f}",
+        f"{law.exponent:.2f} ± {law.exponent_error:.2f}",
+    ]
 
 
 def tables(record: Record) -> str:
@@ -89,5 +116,5 @@ def tables(record: Record) -> str:
         losses.append([RIVALS[name].title, *means, *fit(*points(record, name))])
         measured = [size for size in LAYERS if sized(record, name, size)]
         rates += [[f"{RIVALS[name].title}, {size:,}", *rate_row(record, name, grid_of(size))] for size in measured]
-    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), "c", "α"]
+    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), "floor", "c", "α"]
     return "\n\n".join([markdown(heading, losses), markdown(RATE_HEADING, rates)])

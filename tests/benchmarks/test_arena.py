@@ -303,18 +303,20 @@ def test_larger_models_take_the_rate_of_the_largest_that_was_tuned(monkeypatch, 
     assert all(steps == 20 * size // 1024 for size, steps, _, _ in measured)
 
 
-def test_a_power_law_is_found_with_the_error_of_its_exponent():
-    sizes = np.array([1e4, 1e5, 1e6, 1e7])
-    constant, exponent, error = scaling.power_law(sizes, 5 * sizes**-0.07)
-    np.testing.assert_allclose((constant, exponent), (5, 0.07), rtol=1e-9)
-    assert error < 1e-9
-    # Residuals r of the logarithms have the estimated variance Σr²/(n − 2), of the slope this over Σ(x − x̄)²; these
-    # ones are orthogonal to a line.
-    noise = 0.01 * np.array([1, -3, 3, -1])
-    constant, exponent, error = scaling.power_law(sizes, 5 * sizes**-0.07 * np.exp(noise))
-    spread = np.sum((np.log(sizes) - np.log(sizes).mean()) ** 2)
-    np.testing.assert_allclose((constant, exponent), (5, 0.07), rtol=1e-9)
-    np.testing.assert_allclose(error, np.sqrt(np.sum(noise**2) / 2 / spread), rtol=1e-9)
+def test_a_power_law_is_found_with_the_errors_of_its_floor_and_exponent():
+    sizes = np.array([1e4, 3e4, 1e5, 1e6, 1e7])
+    nats = 0.8 + 50 * sizes**-0.4
+    law = scaling.power_law(sizes, nats)
+    np.testing.assert_allclose(law[:3], (0.8, 50, 0.4), rtol=1e-5)
+    assert max(law[3:]) < 1e-5
+    # Residuals r of the logarithms have the estimated variance Σr²/(n − 3), and so have the numbers of the fit that of
+    # (JᵀJ)⁻¹, with J the slopes of the logarithms; residuals that are orthogonal to J leave the fit where it is.
+    slopes = np.stack([np.ones(5), 50 * sizes**-0.4, -50 * sizes**-0.4 * np.log(sizes)], axis=1) / nats[:, None]
+    noise = 1e-3 * np.linalg.svd(slopes)[0][:, 3:].sum(axis=1)
+    law = scaling.power_law(sizes, nats * np.exp(noise))
+    errors = np.sqrt(np.diag(np.linalg.inv(slopes.T @ slopes)) * np.sum(noise**2) / 2)
+    np.testing.assert_allclose(law[:3], (0.8, 50, 0.4), rtol=1e-5)
+    np.testing.assert_allclose(law[3:], errors[[0, 2]], rtol=1e-2)
 
 
 def test_the_arithmetic_of_a_step_is_that_of_its_products():
