@@ -262,11 +262,12 @@ def test_equal_time_is_as_many_steps_as_fit_into_that_of_the_sem(monkeypatch, tm
     monkeypatch.setattr("arena.equal_time.step_ms", lambda name, *_: milliseconds[name])
     monkeypatch.setattr("arena.equal_time.step_gflop", lambda *_: 1.0)
     record = Record(tmp_path / "cells.json", {})
-    Comparison(Grid("tokens", 2), library.BUDGET, None, measure).campaign(record, tuple(milliseconds), 1)
+    Comparison(Grid("tokens", 2), library.BUDGET, None, measure).campaign(record, (*milliseconds, "gpt_ends"), 1)
     assert [each for each in measured if each[1] == "time"] == [
         ("gpt", "time", 2900),
         ("mamba2", "time", 800),
         ("gru", "time", 4000),
+        ("gpt_ends", "time", 2900),  # a step costs as much as the GPT's
     ]
     assert {steps for _, task, steps in measured if task == "tokens"} == {1000}
 
