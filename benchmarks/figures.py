@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 # Of Okabe and Ito, distinct to the colour-blind, and grey.
@@ -21,8 +22,9 @@ def save_curves(
 
     pyplot.rcParams.update({"svg.hashsalt": path, "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(figsize=(5.2, 3.4))
-    for colour, (label, (sizes, values)) in zip(COLOURS[: len(lines)], lines.items(), strict=True):
-        axes.plot(sizes, values, marker=marker, color=colour, markersize=3.5, linewidth=1.4, label=label)
+    styles = itertools.cycle(itertools.product(("-", "--"), COLOURS))
+    for (dashes, colour), (label, (sizes, values)) in zip(styles, lines.items(), strict=False):
+        axes.plot(sizes, values, dashes, marker=marker, color=colour, markersize=3.5, linewidth=1.4, label=label)
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ticker.ScalarFormatter())
