@@ -11,11 +11,11 @@ from functools import partial
 
 from arena import state_tracking
 from arena.campaign import Cell, Record, markdown, tuned
-from arena.rivals import RIVALS
+from arena.rivals import BASIC, RIVALS
 from arena.state_tracking import BUDGET, GRID, GROUPS, accuracies
 from arena.trials import Budget
 
-RIVAL_NAMES, TASKS = ("sem", "gpt", "mamba2", "gru"), ("mod2", "mod3", "mod5", "mod7")
+RIVAL_NAMES, TASKS = BASIC, ("mod2", "mod3", "mod5", "mod7")
 TIMES = 8  # as many steps
 LONGER = ", longer"  # in the name of a task
 

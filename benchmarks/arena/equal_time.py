@@ -37,7 +37,7 @@ class Comparison:
 
     def step_cost(self, record: Record, name: str) -> Cell:
         """What a step of a rival takes of processor time, where this is called first, and of arithmetic."""
-        name = costs_as(name)
+        name = name.removesuffix(ENDS)
         step = name, self.budget, self.grid.layers, self.batch
         asked = [{"rival": name, "task": "cost", "layers": self.grid.layers}]
         return record.answers(asked, lambda _: [{"step_ms": step_ms(*step), "step_gflop": step_gflop(*step)}])[0]
@@ -48,9 +48,9 @@ class Comparison:
         return 100 * max(round(min(MOST_STEPS, ours / theirs) * self.budget.steps / 100), 1)
 
 
-def costs_as(name: str) -> str:
-    """The rival whose steps are timed for it: other factors of the learning rate cost nothing."""
-    return name.removesuffix(ENDS)
+def costs_of(record: Record, name: str) -> list[Cell]:
+    """What a step of a rival costs, if it was timed; larger steps of the ends cost nothing."""
+    return record.cells(rival=name.removesuffix(ENDS), task="cost")
 
 
 def comparison_table(record: Record, rivals: tuple[str, ...], task: str, value: str, unit: str) -> str:
@@ -68,7 +68,7 @@ def comparison_table(record: Record, rivals: tuple[str, ...], task: str, value: 
         found = [judged(record, rival=name, task=each) for each in (task, "time")]
         values = [mean_and_spread([cell[value] for cell in cells], 4) for cells in found]
         steps = f"{found[1][0]['steps']}" if found[1] else "–"
-        cost = record.cells(rival=costs_as(name), task="cost")
+        cost = costs_of(record, name)
         costs = [mean_and_spread([cell[what] for cell in cost], digits) for what, digits in COSTS.items()]
         rows.append([RIVALS[name].title, *values, steps, *costs])
     return markdown([unit, "equal tokens", "equal time", "its steps", "ms a step", "GFLOP a step"], rows)

@@ -12,8 +12,8 @@ import numpy as np
 from figures import save_curves
 
 from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, rate_table, run_trials
-from arena.equal_time import Comparison, comparison_table
-from arena.rivals import RIVALS
+from arena.equal_time import Comparison, comparison_table, costs_of
+from arena.rivals import BASIC, RIVALS
 from arena.trials import Budget, Trained, judge
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
@@ -21,10 +21,7 @@ from sem_jax.data import Batch, Dataset, open_dataset
 BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 LENGTH, LAYERS = 64, 2
 GRID = Grid("tokens", LAYERS)
-RIVAL_NAMES = (
-    *("sem", "gpt", "mamba2", "gru"),
-    *("sem_rotary", "sem_real", "sem_position", "sem_fixed", "sem_born", "sem_power"),
-)
+RIVAL_NAMES = (*BASIC, "sem_rotary", "sem_real", "sem_position", "sem_fixed", "sem_born", "sem_power")
 CURVE = 40  # stretches of equal length that the training loss is averaged over
 BUCKETS = (0, 64, 128, 256, 512, 1024)  # positions at which a stretch of the long sequences begins or ends
 
@@ -86,7 +83,7 @@ def curves(record: Record, cost: str) -> dict[str, tuple[list[float], list[float
     """
     found = {}
     for name in RIVAL_NAMES:
-        cells, costs = judged(record, rival=name, task=GRID.task), record.cells(rival=name, task="cost")
+        cells, costs = judged(record, rival=name, task=GRID.task), costs_of(record, name)
         if cells and costs:
             a_step = costs[0][cost] / (1e3 if cost == "step_ms" else 1)
             stretches = np.arange(1, len(cells[0]["curve"]) + 1) / len(cells[0]["curve"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from arena.campaign import Cell, Grid, Record, rate_table, run_trials
 from arena.equal_time import Comparison, comparison_table
+from arena.rivals import BASIC, ENDS
 from arena.trials import Budget, Trained, judge
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
@@ -17,7 +18,7 @@ from sem_jax.training.metrics import bits_per_byte
 BUDGET = Budget(parameters=1_250_000, vocabulary=2048, steps=1000, batch=16)
 LENGTH = 64
 GRID = Grid("tokens", 4)
-RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru", "sem_ends", "gpt_ends", "mamba2_ends", "gru_ends")
+RIVAL_NAMES = (*BASIC, *(name + ENDS for name in BASIC))
 JUDGED = 100  # batches of held-out files
 
 

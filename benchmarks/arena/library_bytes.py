@@ -7,10 +7,10 @@ from dataclasses import replace
 from arena import library, scaling
 from arena.campaign import TUNING_SEED, Cell, Grid, Record
 from arena.equal_time import Comparison
+from arena.rivals import BASIC
 from arena.trials import Budget
 
 BUDGET = Budget(parameters=5_000_000, vocabulary=261, steps=1000, batch=8)
-RIVAL_NAMES = ("sem", "gpt", "mamba2", "gru")
 GRID = Grid("tokens", 6)
 TUNING_PART = 5  # a learning rate is chosen after a fifth of the steps
 
@@ -18,7 +18,7 @@ TUNING_PART = 5  # a learning rate is chosen after a fifth of the steps
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """All models at equal tokens, then some at equal time."""
     batch = scaling.dataset(0, budget.batch).train.batch(0)
-    Comparison(GRID, budget, batch, measure).campaign(record, RIVAL_NAMES, seeds)
+    Comparison(GRID, budget, batch, measure).campaign(record, BASIC, seeds)
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
@@ -30,4 +30,4 @@ def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
 
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
-    return library.tables(record, RIVAL_NAMES, GRID)
+    return library.tables(record, BASIC, GRID)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import ModelConfig
-from sem_jax.core.born import TINY
+from sem_jax.core.born import TINY, log_mixed
 from sem_jax.core.complex_ops import HIGHEST, abs_sq, complex_matmul
 from sem_jax.modules.model import SEM
 from sem_jax.modules.readout import Readout
@@ -36,8 +36,7 @@ class PowerReadout(Readout):
         power = abs_sq(complex_matmul(psi, self.weight[...], HIGHEST))
         logits = self.bias[...] + GAMMA * jnp.log(power + TINY)
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        share = jnp.exp(logits - log_z[..., None])
-        return jnp.log((share + self.floor / power.shape[-1]) / (1 + self.floor)), log_z
+        return log_mixed(jnp.exp(logits - log_z[..., None]), power.shape[-1], self.floor), log_z
 
 
 class PowerSEM(SEM):

@@ -70,11 +70,9 @@ RIVALS = {
     "mamba2": _real("Mamba-2", Mamba2, state_dim=32),
     "gru": _real("GRU", GRU),
 }
+BASIC = ("sem", "gpt", "mamba2", "gru")
 ENDS = "_ends"
-RIVALS |= {
-    f"{name}{ENDS}": replace(RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5)
-    for name in ("sem", "gpt", "mamba2", "gru")
-}
+RIVALS |= {f"{name}{ENDS}": replace(RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5) for name in BASIC}
 
 
 @contextmanager

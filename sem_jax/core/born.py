@@ -106,7 +106,7 @@ def target_log_prob(psi: Array, weight: Array, bias: Array, targets: Array, floo
     target_weight, total = _target_and_total(psi, weight, bias - log_scale, targets)
     # Z is at least the target's own weight; rounding in the quadratic form must not push P above 1.
     z = jnp.maximum(total, jnp.maximum(target_weight, TINY))
-    return _mix(target_weight * (1 / z), weight.shape[0], floor), jnp.log(z) + log_scale
+    return log_mixed(target_weight * (1 / z), weight.shape[0], floor), jnp.log(z) + log_scale
 
 
 @jax.custom_vjp
@@ -159,10 +159,11 @@ def log_probs(psi: Array, weight: Array, bias: Array, floor: float) -> tuple[Arr
     log_scale = jax.lax.stop_gradient(jnp.max(bias))
     weights = amplitude_sq * jnp.exp(bias - log_scale)
     z = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), TINY)
-    return _mix(weights * (1 / z), weight.shape[0], floor), jnp.log(z[..., 0]) + log_scale
+    return log_mixed(weights * (1 / z), weight.shape[0], floor), jnp.log(z[..., 0]) + log_scale
 
 
-def _mix(share: Array, vocab_size: int, floor: float) -> Array:
+def log_mixed(share: Array, vocab_size: int, floor: float) -> Array:
+    """log P of a distribution that is mixed with a share η = `floor` of the uniform one over the vocabulary."""
     return jnp.log((share + floor / vocab_size) / (1 + floor))
 
 
