@@ -68,17 +68,6 @@ def _outer_sum(real: Array, imag: Array, share: Array | float = 1.0) -> Array:
     return jax.lax.complex((both + both.T) / 2, (both - both.T) / 2)
 
 
-def _three_products(real: Array, imag: Array, matrix: Array) -> Array:
-    """(real + i·imag)·matrix by three real products (Gauss): [N, D] of parts [N, D] and complex [D, D].
-
-    Each part of the result errs by rounding of both, where four products keep the smaller one apart.
-    """
-    shared = jnp.matmul(real + imag, matrix.real, precision=HIGHEST)
-    of_real = jnp.matmul(real, matrix.imag - matrix.real, precision=HIGHEST)
-    of_imag = jnp.matmul(imag, matrix.real + matrix.imag, precision=HIGHEST)
-    return jax.lax.complex(shared - of_imag, shared + of_real)
-
-
 def partition(psi: Array, gram: Gram) -> Array:
     """Z·exp(−gram.log_scale) of ψ [..., D]: [...], not negative up to rounding."""
     return _inner(psi, complex_matmul(psi, gram.matrix, HIGHEST))
@@ -141,7 +130,7 @@ def _target_and_total_backward(residuals, cotangents):
 
     def of_rows(rows: tuple[Array, Array]) -> tuple[Array, Array]:
         part, part_bias = rows
-        bar = 2 * jnp.exp(part_bias)[:, None] * _three_products(part.real, -part.imag, outer)
+        bar = 2 * jnp.exp(part_bias)[:, None] * complex_matmul(part.conj(), outer.T, HIGHEST)
         return bar, jnp.sum(bar.real * part.real - bar.imag * part.imag, axis=-1) / 2
 
     weight_bar, bias_bar = jax.lax.map(of_rows, (_in_row_chunks(weight), _in_row_chunks(bias)))

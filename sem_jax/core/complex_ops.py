@@ -7,7 +7,7 @@ the direction of steepest ascent. Everything here and in the custom gradients of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,7 +98,7 @@ def _one_minus_exp_neg_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
 
 
 def complex_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:
-    """x·weightᵀ by four real matrix products.
+    """x·weightᵀ by three real matrix products.
 
     Native complex64 products are 2-4 times slower on CPU and can use neither bf16 nor tensor cores.
 
@@ -117,8 +117,8 @@ def complex_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = N
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _complex_product(x: Array, weight: Array, precision: jax.lax.PrecisionLike) -> Array:
-    """x·weightᵀ; with the cotangent ȳ, x̄ = ȳ·weight and weight̄ = ȳᵀ·x, by four real products each."""
-    return _multiply(_parts(x), _parts(weight), lambda a, b: real_matmul(a, b, precision))
+    """x·weightᵀ; with the cotangent ȳ, x̄ = ȳ·weight and weight̄ = ȳᵀ·x, by three real products each."""
+    return jax.lax.complex(*product_of_parts(_parts(x), _parts(weight), lambda a, b: real_matmul(a, b, precision)))
 
 
 def _complex_product_forward(x: Array, weight: Array, precision: jax.lax.PrecisionLike):
@@ -130,8 +130,9 @@ def _complex_product_backward(precision: jax.lax.PrecisionLike, residuals, y_bar
     # Behind the barrier the parts exist as arrays. Fused into the transposed copies that the products read, they would
     # be computed again for each product.
     y_parts, x_parts = jax.lax.optimization_barrier(tuple(map(_parts, (y_bar, x))))
-    x_bar = _multiply(y_parts, _parts(weight), lambda a, b: jnp.matmul(a, b, precision=precision))
-    return x_bar, _multiply(y_parts, x_parts, lambda a, b: sum_of_products(a, b, precision))
+    x_bar = product_of_parts(y_parts, _parts(weight), lambda a, b: jnp.matmul(a, b, precision=precision))
+    weight_bar = product_of_parts(y_parts, x_parts, lambda a, b: sum_of_products(a, b, precision))
+    return jax.lax.complex(*x_bar), jax.lax.complex(*weight_bar)
 
 
 _complex_product.defvjp(_complex_product_forward, _complex_product_backward)
@@ -141,10 +142,24 @@ def _parts(z: Array) -> tuple[Array, Array]:
     return z.real, z.imag
 
 
-def _multiply(a: tuple[Array, Array], b: tuple[Array, Array], product: Callable[[Array, Array], Array]) -> Array:
-    """A bilinear real product of two complex arrays given by their parts."""
-    real = product(a[0], b[0]) - product(a[1], b[1])
-    return jax.lax.complex(real, product(a[0], b[1]) + product(a[1], b[0]))
+def product_of_parts(
+    a: Sequence[Array], b: Sequence[Array], product: Callable[[Array, Array], Array]
+) -> tuple[Array, Array]:
+    """The parts of a bilinear product a·b of complex arrays, by three real products in the place of four (Gauss).
+
+    With s = (Re a + Im a)·Re b it is s − Im a·(Re b + Im b) and s + Re a·(Im b − Re b). Each part errs by the rounding
+    of both: by a few eps·‖a‖·‖b‖, as the larger one does with four products (Higham, 1992, Stability of a method for
+    multiplying complex matrices with three real matrix multiplications).
+
+    Args:
+      a, b: (real part, imaginary part) of each factor.
+      product: of real arrays.
+
+    Returns:
+      (real part, imaginary part).
+    """
+    shared = product(a[0] + a[1], b[0])
+    return shared - product(a[1], b[0] + b[1]), shared + product(a[0], b[1] - b[0])
 
 
 def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:

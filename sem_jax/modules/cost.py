@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 FLOAT, COMPLEX = 4, 8  # bytes
 MULTIPLY_ADD, COMPLEX_MULTIPLY_ADD = 2, 8  # FLOPs
+COMPLEX_MATMUL = 6  # of each multiply-add in `complex_matmul`, which takes three real products
 REAL_TIMES_COMPLEX = 4
 
 

@@ -16,7 +16,7 @@ from sem_jax.core.complex_ops import abs_sq, complex_matmul, complex_normal, one
 from sem_jax.core.scan import clamped_recurrence
 from sem_jax.core.selective import scaled_by_group, selective_recurrence, transitions
 from sem_jax.modules.block import Block, Context
-from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MATMUL, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import Linear, complex_weight
 from sem_jax.modules.probe import Probe, unobserved
 
@@ -146,7 +146,7 @@ class FixedSSM(nnx.Module):
         groups, states = self.decay.shape[-2:]
         wave, memory = COMPLEX * tokens * dim, COMPLEX * tokens * groups * states
         step_sizes = MULTIPLY_ADD * 2 * (dim // groups) * 2 * groups
-        projection = COMPLEX_MULTIPLY_ADD * dim * states
+        projection = COMPLEX_MATMUL * dim * states
         return {
             "ssm/inputs": product(tokens * (step_sizes + projection), wave, 2 * memory),
             "ssm/scan": product(tokens * COMPLEX_MULTIPLY_ADD * groups * states, 2 * memory, memory),
@@ -265,5 +265,5 @@ class Mixer(Block):
             "conv": product(tokens * MULTIPLY_ADD * 4 * taps * dim, wave, wave),
             **({"amplitude_gate": Cost(0, 0, wave, wave)} if "amplitude_gate" in self.PARTS else {}),
             **self.ssm.costs(tokens, dim),
-            "out_proj": product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, 2 * wave, wave),
+            "out_proj": product(tokens * COMPLEX_MATMUL * dim * dim, 2 * wave, wave),
         }

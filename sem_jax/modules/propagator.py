@@ -16,7 +16,7 @@ from sem_jax.core import graph
 from sem_jax.core.cayley import PreparedStep, SolverOptions, cayley_step, prepare_step
 from sem_jax.core.complex_ops import abs_sq, expi
 from sem_jax.modules.block import Block, Context
-from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, REAL_TIMES_COMPLEX, Cost
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MATMUL, MULTIPLY_ADD, REAL_TIMES_COMPLEX, Cost
 from sem_jax.modules.probe import Probe, unobserved
 
 NUM_SCALES = 3
@@ -113,7 +113,7 @@ class Propagator(Block):
         # U from H: two products, a factorisation and the solution for D right-hand sides.
         factor = (2 * MULTIPLY_ADD + 1 / 3 + 2) * dim**3 if config.solver == "dense" else 0
         once = {
-            "dense": COMPLEX_MULTIPLY_ADD * tokens * dim * dim,
+            "dense": COMPLEX_MATMUL * tokens * dim * dim,
             "cg": (2 * config.cg_max_iter + 1) * product_with_h,
             "chebyshev": config.chebyshev_degree * product_with_h,
             "cg_on_cayley": (config.cg_max_iter + 1) * product_with_h,

@@ -8,7 +8,7 @@ from jax import Array
 
 from sem_jax.config import ModelConfig
 from sem_jax.core import born, coherent
-from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, FLOAT, MULTIPLY_ADD, Cost, product
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MATMUL, COMPLEX_MULTIPLY_ADD, FLOAT, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import complex_weight
 
 
@@ -50,7 +50,7 @@ class Readout(nnx.Module):
         vocab, dim = self.weight.shape
         wave, weights = COMPLEX * tokens * dim, COMPLEX * vocab * dim
         if self.likelihood == "reference":
-            flops = COMPLEX_MULTIPLY_ADD * tokens * dim * vocab
+            flops = COMPLEX_MATMUL * tokens * dim * vocab
             return {"readout/logits": product(flops, wave + weights, FLOAT * tokens * vocab)}
         if self.likelihood == "coherent":
             logits = MULTIPLY_ADD * tokens * 2 * dim * vocab
@@ -62,5 +62,5 @@ class Readout(nnx.Module):
         rows = COMPLEX_MULTIPLY_ADD * tokens * dim
         return {
             "readout/gram": Cost(2 * vocab * square, 3 * vocab * square, weights),
-            "readout/likelihood": Cost(4 * tokens * square + rows, 2 * tokens * square + 2 * rows, 2 * wave),
+            "readout/likelihood": Cost(3 * tokens * square + rows, 2 * tokens * square + 2 * rows, 2 * wave),
         }

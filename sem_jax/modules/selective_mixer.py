@@ -12,7 +12,7 @@ from jax import Array
 from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.core.complex_ops import abs_sq, complex_matmul
 from sem_jax.core.duality import CHUNK, selective_state_space
-from sem_jax.modules.cost import COMPLEX, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
+from sem_jax.modules.cost import COMPLEX, COMPLEX_MATMUL, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import Linear, complex_weight
 from sem_jax.modules.mixer import Mixer
 from sem_jax.modules.probe import Probe
@@ -81,7 +81,7 @@ class SelectiveSSM(nnx.Module):
         """Arithmetic and traffic over so many tokens of D channels, in chunks."""
         heads, states = self.phase.shape[-2:]
         wave, pairs = COMPLEX * tokens * dim, COMPLEX * tokens * states * 2
-        inputs = COMPLEX_MULTIPLY_ADD * dim * 2 * states + MULTIPLY_ADD * 2 * dim * 2 * heads
+        inputs = COMPLEX_MATMUL * dim * 2 * states + MULTIPLY_ADD * 2 * dim * 2 * heads
         scores = COMPLEX_MULTIPLY_ADD * CHUNK * heads * states + COMPLEX_MULTIPLY_ADD * CHUNK * dim
         between = 2 * COMPLEX_MULTIPLY_ADD * dim * states
         return {
@@ -105,7 +105,7 @@ class InputProjection(nnx.Module):
         """Arithmetic and traffic over so many tokens."""
         dim = self.weight.shape[-1]
         wave = COMPLEX * tokens * dim
-        return product(tokens * COMPLEX_MULTIPLY_ADD * dim * dim, wave, wave)
+        return product(tokens * COMPLEX_MATMUL * dim * dim, wave, wave)
 
 
 class SelectiveMixer(Mixer):

@@ -44,6 +44,21 @@ def test_complex_matmul_takes_parts_apart_without_changing_their_precision():
     assert complex_matmul(x, weight).dtype == jnp.complex64
 
 
+@given(seed=SEEDS, imag=st.sampled_from([1.0, 1e-4, 0.0]))
+def test_three_real_products_err_by_the_rounding_of_the_whole_not_of_the_smaller_part(seed, imag):
+    rng = np.random.default_rng(seed)
+    x, weight = (complex_array(rng, rows, 256) for rows in (3, 5))
+    x, weight = ((z.real + 1j * imag * z.imag).astype(np.complex64) for z in (x, weight))
+    exact = x.astype(complex) @ weight.astype(complex).T
+    # Rounded sums of 256 terms: sqrt(256) eps of ‖x‖·‖w‖/sqrt(256) each; some four of them meet in a part.
+    bound = 8 * np.finfo(np.float32).eps * np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(weight, axis=1))
+    error = complex_matmul(x, weight) - exact
+    assert np.all(np.abs(error.real) < bound)
+    assert np.all(np.abs(error.imag) < bound)
+    if imag == 0:  # the products of the imaginary parts are exact zeros
+        np.testing.assert_array_equal(complex_matmul(x, weight).imag, 0)
+
+
 def test_real_matmul_is_the_product_with_the_transposed_weight():
     x, weight = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(4, 3)
     np.testing.assert_array_equal(real_matmul(x, weight), x @ weight.T)  # small integers: exact
