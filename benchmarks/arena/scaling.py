@@ -78,6 +78,10 @@ class PowerLaw(NamedTuple):
     floor_error: float  # standard errors
     exponent_error: float
 
+    def nats(self, sizes: np.ndarray) -> np.ndarray:
+        """What it says of models with so many parameters."""
+        return self.floor + self.constant * sizes**-self.exponent
+
 
 def power_law(sizes: list[float], nats: list[float]) -> PowerLaw:
     """The law of Hoffmann et al. (2022), section 3.3, where the tokens grow with the parameters.
@@ -97,15 +101,30 @@ def power_law(sizes: list[float], nats: list[float]) -> PowerLaw:
 
 
 def fit(sizes: list[float], nats: list[float]) -> list[str]:
-    """Floor, c and α of the power law."""
+    """Floor, c and α of the power law, and how far the point lies off it that lies furthest."""
     if len(sizes) < 4:
-        return ["–", "–", "–"]
+        return ["–", "–", "–", "–"]
     law = power_law(sizes, nats)
     return [
         f"{law.floor:.2f} ± {law.floor_error:.2f}",
         f"{law.constant:.0f}",
         f"{law.exponent:.2f} ± {law.exponent_error:.2f}",
+        f"{np.max(np.abs(law.nats(np.asarray(sizes)) - nats)):.3f}",
     ]
+
+
+def drawn(to: list[float], sizes: list[float], nats: list[float]) -> list[str]:
+    """Nats at other numbers of parameters, on lines between the points of a rival; log nats against log parameters."""
+    between = np.interp(np.log(to), np.log(sizes), np.log(nats), left=np.nan, right=np.nan)
+    return ["–" if np.isnan(each) else f"{np.exp(each):.4f}" for each in between]
+
+
+def at_equal_parameters(record: Record, name: str) -> list[str]:
+    """The row of another rival at the parameters that the first one has at each size, drawn between its points."""
+    first, other = RIVAL_NAMES[0], points(record, name)
+    values = drawn(points(record, first)[0], *other) if other[0] else []
+    values += ["–"] * (len(LAYERS) - len(values))
+    return [f"{RIVALS[name].title}, at the {RIVALS[first].title}'s parameters", *values, *fit([], [])]
 
 
 def tables(record: Record) -> str:
@@ -116,5 +135,6 @@ def tables(record: Record) -> str:
         losses.append([RIVALS[name].title, *means, *fit(*points(record, name))])
         measured = [size for size in LAYERS if sized(record, name, size)]
         rates += [[f"{RIVALS[name].title}, {size:,}", *rate_row(record, name, grid_of(size))] for size in measured]
-    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), "floor", "c", "α"]
+    losses += [at_equal_parameters(record, name) for name in RIVAL_NAMES[1:]]
+    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), "floor", "c", "α", "furthest off"]
     return "\n\n".join([markdown(heading, losses), markdown(RATE_HEADING, rates)])

@@ -320,6 +320,22 @@ def test_a_power_law_is_found_with_the_errors_of_its_floor_and_exponent():
     np.testing.assert_allclose(law[3:], errors[[0, 2]], rtol=1e-2)
 
 
+def test_two_rivals_are_compared_at_equal_parameters_on_lines_between_the_points_of_one(monkeypatch, tmp_path):
+    def measure(budget, asked):
+        # nats = 40·parameters^(−1/4) is a line of logarithms; the GRU has a tenth more parameters than the SEM.
+        parameters = budget.parameters * (1.1 if asked[0]["rival"] == "gru" else 1)
+        nats = 40 * parameters**-0.25 * (1 if asked[0]["rival"] == "gru" else 0.9)
+        return [{"loss": 1.0, "nats": nats, "parameters": parameters} for _ in asked]
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    monkeypatch.setattr(scaling, "RIVAL_NAMES", ("sem", "gru"))
+    monkeypatch.setattr(scaling, "LAYERS", {25_000: 2, 50_000: 2, 100_000: 3})  # too few for a power law
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(scaling.BUDGET))
+    scaling.campaign(record, 1)
+    found = ["–", *(f"{40 * size**-0.25:.4f}" for size in (50_000, 100_000))]
+    assert f"| GRU, at the SEM's parameters | {' | '.join(found)} | – | – | – | – |" in scaling.tables(record)
+
+
 def test_the_arithmetic_of_a_step_is_that_of_its_products():
     def program(x, w):
         carry, _ = jax.lax.scan(lambda c, _: (c @ w, None), x, length=5)
