@@ -97,6 +97,7 @@ VARIANTS = {
         "no output gate": _mixer(ablations.NoOutputGate),
         "output gate of rank D/8": _mixer(ablations.LowRankOutputGate),
         "no bias of q and k": _mixer(ablations.NoBias),
+        "a still start": _with(model__mixer__qk_init="still"),
         "a rotary start": _with(model__mixer__qk_init="rotary"),
         "no skip d": _mixer(ablations.NoSkip),
         "phases 0 at the start": _mixer(ablations.NoPhase),

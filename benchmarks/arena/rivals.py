@@ -59,6 +59,7 @@ _POSITION, _ROTARY = {"encoder.position_phase": True}, {"mixer.qk_init": "rotary
 RIVALS = {
     "sem": Rival("SEM"),
     "sem_position": Rival("SEM, position phase", _POSITION),
+    "sem_still": Rival("SEM, still start", {"mixer.qk_init": "still"}),
     "sem_rotary": Rival("SEM, rotary start", _ROTARY),
     "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),

@@ -64,7 +64,18 @@ def batch(group: str, rows: int, length: int, seed: tuple[int, ...]) -> Batch:
 BUDGET = Budget(parameters=24_000, vocabulary=VOCABULARY, steps=600, batch=32, tags=True)
 LENGTH, LENGTHS = 40, (40, 256, 1024)
 ROWS, ANSWERS = 64, 16  # accuracy counts the last answers of so many sequences
-RIVAL_NAMES = ("sem", "sem_rotary", "sem_position", "sem_real", "gpt", "mamba2", "gru", "sem_no_rotation", "sem_fixed")
+RIVAL_NAMES = (
+    "sem",
+    "sem_still",
+    "sem_rotary",
+    "sem_position",
+    "sem_real",
+    "gpt",
+    "mamba2",
+    "gru",
+    "sem_no_rotation",
+    "sem_fixed",
+)
 GRID = Grid("mod3", 1)
 
 

@@ -28,14 +28,16 @@ class SelectiveSSM(nnx.Module):
         self.config = config
         heads, states = config.num_heads, config.state_dim
         self.qk_proj = complex_weight(rngs, 2 * states, dim)
-        rotary = config.qk_init == "rotary"
         # At 1, as in Mamba-3, every query matches every key, and the head sums up its past, whatever it was. At 0 it
         # sees nothing but what it asks for, and so may learn recall.
-        self.qk_bias = nnx.Param(jnp.full((2, states), 0.0 if rotary else 1.0), decay=False)
+        self.qk_bias = nnx.Param(jnp.full((2, states), 1.0 if config.qk_init == "mamba3" else 0.0), decay=False)
         self.rates = Linear(2 * dim, 2 * heads, rngs=rngs)  # (u, w) of δ = softplus(u + ln(e − 1)) and ω = 1 + w
         log_decay = jax.random.uniform(rngs.params(), (heads,), minval=jnp.log(0.02), maxval=jnp.log(0.7))
         self.decay = nnx.Param(jnp.log(jnp.expm1(jnp.exp(log_decay))), decay=False)
-        if rotary:
+        if config.qk_init == "still":
+            # A key is known again from everywhere; what has to turn learns to.
+            phase = jnp.zeros((heads, states))
+        elif config.qk_init == "rotary":
             # The slowest states hardly turn: a key is known again from far away.
             phase = jnp.tile(jnp.geomspace(1, 1e-3, states) * jnp.where(jnp.arange(states) % 2, 1, -1), (heads, 1))
         else:

@@ -103,6 +103,30 @@ def test_after_ten_thousand_tokens_decoding_still_gives_the_full_pass():
     assert np.abs(waves - psi[0])[-100:].max() < 1e-3
 
 
+def test_from_the_still_start_a_key_matches_its_query_from_everywhere_and_phases_get_a_gradient():
+    ssm = SelectiveSSM(
+        32, MixerConfig(kind="selective", qk_init="still", num_heads=2, state_dim=16), nnx.Rngs(params=0)
+    )
+    ssm.qk_proj[...] = jnp.tile(ssm.qk_proj[...][:16], (2, 1))  # queries are keys
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(1, 200, 32)) + 1j * rng.normal(size=(1, 200, 32))).astype(np.complex64)
+    x[0, -1] = x[0, 0]
+    ssm.skip[...] = jnp.zeros(32)
+    ssm.decay[...] = jnp.full(2, -30.0)  # nothing decays
+    x = jnp.asarray(x)
+    position = jnp.arange(200)[None]
+
+    def read(ssm, x):
+        return ssm(x, None, position)[0][0, -1]
+
+    # Written 199 tokens ago, read as if just written: a query makes N·1/N of its own key.
+    alone = jnp.zeros_like(x).at[0, 0].set(x[0, 0]).at[0, -1].set(x[0, -1])
+    dt = ssm.step_sizes(x)[0][0, 0]
+    np.testing.assert_allclose(read(ssm, alone), 2 * x[0, 0] * jnp.repeat(dt, 16), rtol=1e-4)
+    slopes = nnx.grad(lambda ssm: jnp.sum(jnp.abs(read(ssm, x)) ** 2))(ssm)
+    assert np.all(np.abs(slopes["phase"][...]) > 0)
+
+
 @pytest.mark.parametrize("states", [16, 128])
 def test_from_the_rotary_start_a_head_knows_a_key_again_from_far_away_and_takes_no_other_for_it(states):
     dim, tokens, distance = 32, 500, 32
