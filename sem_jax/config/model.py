@@ -79,8 +79,8 @@ class MixerConfig:
     qk_init: Literal["mamba3", "rotary", "still"] = setting(
         "mamba3",
         "queries, keys and phases of the selective mixer at the start: mamba3 has biases 1 and phases uniform in ±1; "
-        "still, from which recall is learned, has biases 0 and phases 0; rotary has biases 0 and the phases of rotary "
-        "positions",
+        "from the others recall can be learned: rotary has biases 0 and the phases of rotary positions, still biases 0 "
+        "and phases 0",
     )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)
