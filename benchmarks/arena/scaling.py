@@ -19,6 +19,7 @@ LAYERS = {25_000: 2, 50_000: 2, 100_000: 3, 200_000: 3, 400_000: 4}  # by parame
 TUNED = 100_000  # the largest size whose learning rate is tuned; larger ones take that of this size
 TOKENS_A_PARAMETER, LENGTH = 20, 128
 RIVAL_NAMES = ("sem", "gpt")
+FIT = ("floor", "c", "α", "furthest off")  # what a table says of the power law
 
 
 def at(size: int, budget: Budget) -> Budget:
@@ -103,7 +104,7 @@ def power_law(sizes: list[float], nats: list[float]) -> PowerLaw:
 def fit(sizes: list[float], nats: list[float]) -> list[str]:
     """Floor, c and α of the power law, and how far the point lies off it that lies furthest."""
     if len(sizes) < 4:
-        return ["–", "–", "–", "–"]
+        return ["–"] * len(FIT)
     law = power_law(sizes, nats)
     return [
         f"{law.floor:.2f} ± {law.floor_error:.2f}",
@@ -113,18 +114,14 @@ def fit(sizes: list[float], nats: list[float]) -> list[str]:
     ]
 
 
-def drawn(to: list[float], sizes: list[float], nats: list[float]) -> list[str]:
-    """Nats at other numbers of parameters, on lines between the points of a rival; log nats against log parameters."""
-    between = np.interp(np.log(to), np.log(sizes), np.log(nats), left=np.nan, right=np.nan)
-    return ["–" if np.isnan(each) else f"{np.exp(each):.4f}" for each in between]
-
-
 def at_equal_parameters(record: Record, name: str) -> list[str]:
-    """The row of another rival at the parameters that the first one has at each size, drawn between its points."""
-    first, other = RIVAL_NAMES[0], points(record, name)
-    values = drawn(points(record, first)[0], *other) if other[0] else []
-    values += ["–"] * (len(LAYERS) - len(values))
-    return [f"{RIVALS[name].title}, at the {RIVALS[first].title}'s parameters", *values, *fit([], [])]
+    """Nats of another rival at the first one's parameters of each size, on lines of logarithms between its points."""
+    (wanted, _), (sizes, nats) = points(record, RIVAL_NAMES[0]), points(record, name)
+    if not sizes:
+        return ["–"] * len(LAYERS)
+    between = np.interp(np.log(wanted), np.log(sizes), np.log(nats), left=np.nan, right=np.nan)
+    values = ["–" if np.isnan(each) else f"{np.exp(each):.4f}" for each in between]
+    return values + ["–"] * (len(LAYERS) - len(values))
 
 
 def tables(record: Record) -> str:
@@ -135,6 +132,8 @@ def tables(record: Record) -> str:
         losses.append([RIVALS[name].title, *means, *fit(*points(record, name))])
         measured = [size for size in LAYERS if sized(record, name, size)]
         rates += [[f"{RIVALS[name].title}, {size:,}", *rate_row(record, name, grid_of(size))] for size in measured]
-    losses += [at_equal_parameters(record, name) for name in RIVAL_NAMES[1:]]
-    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), "floor", "c", "α", "furthest off"]
+    for name in RIVAL_NAMES[1:]:
+        title = f"{RIVALS[name].title}, at the {RIVALS[RIVAL_NAMES[0]].title}'s parameters"
+        losses.append([title, *at_equal_parameters(record, name), *fit([], [])])
+    heading = ["nats a byte", *(f"{size:,}" for size in LAYERS), *FIT]
     return "\n\n".join([markdown(heading, losses), markdown(RATE_HEADING, rates)])

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sem_jax.core.complex_ops import HIGHEST, abs_sq, complex_matmul
+from sem_jax.core.complex_ops import HIGHEST, abs_sq, complex_matmul, hermitian_parts
 
 # Smallest Z that is divided by; only ψ = 0, which carries no distribution, falls below it. Its square is still a
 # normal float32; quotients are written w·(1/z), whose gradient at w = 0 is 0 and not 0·inf.
@@ -65,7 +65,7 @@ def _outer_sum(real: Array, imag: Array, share: Array | float = 1.0) -> Array:
     """
     both = jnp.matmul(real.T, share * (real + imag), precision=HIGHEST)
     both += jnp.matmul(imag.T, share * (imag - real), precision=HIGHEST)
-    return jax.lax.complex((both + both.T) / 2, (both - both.T) / 2)
+    return jax.lax.complex(*hermitian_parts(both))
 
 
 def partition(psi: Array, gram: Gram) -> Array:

@@ -162,6 +162,11 @@ def product_of_parts(
     return shared - product(a[1], b[0] + b[1]), shared + product(a[0], b[1] - b[0])
 
 
+def hermitian_parts(both: Array) -> tuple[Array, Array]:
+    """The parts of a Hermitian S + iK [..., D, D] from S + K: S is symmetric, K antisymmetric."""
+    return (both + both.mT) / 2, (both - both.mT) / 2
+
+
 def real_matmul(x: Array, weight: Array, precision: jax.lax.PrecisionLike = None) -> Array:
     """x·weightᵀ for real x [..., I] and weight [O, I]: [..., O]."""
     return jnp.einsum("...i,oi->...o", x, weight, precision=precision)

@@ -1,7 +1,8 @@
 """Muon: the matrices of the layers move along their orthogonalised momentum.
 
-At a few tokens a parameter and step the iteration costs as much as the gradient, so its complex products are made of
-real ones here: in the native ones of `optax.contrib.orthogonalize_via_newton_schulz` it takes a CPU twice as long.
+Where a step has few tokens for so many parameters, the iteration costs as much as the gradient. So its complex products
+are made of real ones here: in the native ones of `optax.contrib.orthogonalize_via_newton_schulz` it takes a CPU twice
+as long.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import optax
 from jax import Array
 from optax import contrib
 
-from sem_jax.core.complex_ops import product_of_parts
+from sem_jax.core.complex_ops import hermitian_parts, product_of_parts
 
 # The root mean square of an entry of Adam's updates is about this; a matrix whose update has the same takes the same
 # learning rate and weight decay (Liu et al., 2025, arXiv:2502.16982, section 2.2).
@@ -88,11 +89,11 @@ def _product(x: Sequence[Array], y: Sequence[Array]) -> Sequence[Array]:
 def _square(x: Sequence[Array]) -> Sequence[Array]:
     """The parts of XXᴴ by one real product.
 
-    For X = R + iJ it is S + iK with S = RRᵀ + JJᵀ, which is symmetric, and K = JRᵀ − RJᵀ, whose sign changes with the
-    order. So S + K = [R, J]·[R − J, R + J]ᵀ comes apart into both, in half the arithmetic of a complex product.
+    For X = R + iJ it is S + iK with S = RRᵀ + JJᵀ and K = JRᵀ − RJᵀ, and S + K = [R, J]·[R − J, R + J]ᵀ comes apart
+    into both, in half the arithmetic of a complex product.
     """
     if len(x) == 1:
         return [x[0] @ x[0].mT]
     real, imag = x
     both = jnp.concatenate([real, imag], axis=-1) @ jnp.concatenate([real - imag, real + imag], axis=-1).mT
-    return [(both + both.mT) / 2, (both - both.mT) / 2]
+    return hermitian_parts(both)

@@ -48,8 +48,8 @@ def test_the_first_update_has_the_singular_vectors_of_the_gradient_and_values_of
 @pytest.mark.parametrize("kind", ["real", "complex"])
 def test_updates_are_those_of_optax_whose_iteration_takes_complex_products(shape, kind):
     rng = np.random.default_rng(4)
-    whole = contrib.scale_by_muon(weight_dimension_numbers=lambda x: contrib.MuonDimensionNumbers(2, 1))
-    ours, theirs = scale_by_muon(), whole
+    ours = scale_by_muon()
+    theirs = contrib.scale_by_muon(weight_dimension_numbers=lambda x: contrib.MuonDimensionNumbers(2, 1))
     state, their_state = ours.init(np.zeros(shape, np.complex64)), theirs.init(np.zeros(shape, np.complex64))
     for _ in range(3):
         g = complex_stack(rng, *shape)
