@@ -53,19 +53,18 @@ def _real(title: str, block: Any, **mixer: int) -> Rival:
     return Rival(title, {"blocks": "layers", **fields}, {"layers": block}, RealModel)
 
 
-_POSITION, _ROTARY = {"encoder.position_phase": True}, {"mixer.qk_init": "rotary"}
+_POSITION = {"encoder.position_phase": True}
 
 # A complex state counts twice, so the real ones have twice as many of them.
 RIVALS = {
     "sem": Rival("SEM"),
     "sem_position": Rival("SEM, position phase", _POSITION),
-    "sem_still": Rival("SEM, still start", {"mixer.qk_init": "still"}),
-    "sem_rotary": Rival("SEM, rotary start", _ROTARY),
+    "sem_mimetic": Rival("SEM, mimetic start", {"mixer.qk_init": "mimetic"}),
     "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
-    "sem_born": Rival("SEM, rotary start, Born readout", _ROTARY | {"likelihood": "born"}),
-    "sem_power": Rival("SEM, rotary start, power readout", _ROTARY | {"likelihood": "born"}, model=PowerSEM),
-    "sem_no_rotation": Rival("SEM, rotary start, no rotation of the state", _ROTARY, {"mixers": NoRotation}),
+    "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
+    "sem_power": Rival("SEM, power readout", {"likelihood": "born"}, model=PowerSEM),
+    "sem_no_rotation": Rival("SEM, no rotation of the state", blocks={"mixers": NoRotation}),
     "sem_real": _real("SEM, real-valued", RealMixer, state_dim=32),
     "gpt": _real("GPT", GPT),
     "mamba2": _real("Mamba-2", Mamba2, state_dim=32),

@@ -66,8 +66,7 @@ LENGTH, LENGTHS = 40, (40, 256, 1024)
 ROWS, ANSWERS = 64, 16  # accuracy counts the last answers of so many sequences
 RIVAL_NAMES = (
     "sem",
-    "sem_still",
-    "sem_rotary",
+    "sem_mimetic",
     "sem_position",
     "sem_real",
     "gpt",

@@ -76,11 +76,11 @@ class MixerConfig:
         "projection",
         "what the selective mixer reads its input by: a complex matrix, or a spinor gate, as the fixed one always does",
     )
-    qk_init: Literal["mamba3", "rotary", "still"] = setting(
+    qk_init: Literal["mamba3", "mimetic"] = setting(
         "mamba3",
-        "queries, keys and phases of the selective mixer at the start: mamba3 has biases 1 and phases uniform in ±1; "
-        "from the others recall can be learned: rotary has biases 0 and the phases of rotary positions, still biases 0 "
-        "and phases 0",
+        "where queries, keys and states of the selective mixer begin: mamba3 has biases of 1 and all heads turn, "
+        "mimetic has queries that are keys, no biases, and every second head still and slow to forget, so that recall "
+        "can be learned",
     )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)

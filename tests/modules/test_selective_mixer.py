@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from small_models import random_parts, small_config
 
-from sem_jax.config import MixerConfig
-from sem_jax.modules.selective_mixer import SelectiveSSM
+from sem_jax.config import MixerConfig, ModelConfig
+from sem_jax.modules.selective_mixer import SelectiveMixer, SelectiveSSM
 
 BATCH, LENGTH, VOCAB = 2, 21, 12
 
@@ -103,41 +103,50 @@ def test_after_ten_thousand_tokens_decoding_still_gives_the_full_pass():
     assert np.abs(waves - psi[0])[-100:].max() < 1e-3
 
 
-def test_from_the_still_start_a_key_matches_its_query_from_everywhere_and_phases_get_a_gradient():
+def test_from_the_mimetic_start_a_still_head_finds_a_token_again_from_everywhere_and_a_turning_one_does_not():
     ssm = SelectiveSSM(
-        32, MixerConfig(kind="selective", qk_init="still", num_heads=2, state_dim=16), nnx.Rngs(params=0)
+        32, MixerConfig(kind="selective", qk_init="mimetic", num_heads=2, state_dim=128), nnx.Rngs(params=0)
     )
-    ssm.qk_proj[...] = jnp.tile(ssm.qk_proj[...][:16], (2, 1))  # queries are keys
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(1, 200, 32)) + 1j * rng.normal(size=(1, 200, 32))).astype(np.complex64)
     x[0, -1] = x[0, 0]
     ssm.skip[...] = jnp.zeros(32)
+    assert jnp.exp(-34 * jax.nn.softplus(ssm.decay[0])) > 0.5  # what the still head has left after 34 tokens
     ssm.decay[...] = jnp.full(2, -30.0)  # nothing decays
-    x = jnp.asarray(x)
     position = jnp.arange(200)[None]
 
     def read(ssm, x):
         return ssm(x, None, position)[0][0, -1]
 
-    # Written 199 tokens ago, read as if just written: a query makes N·1/N of its own key.
-    alone = jnp.zeros_like(x).at[0, 0].set(x[0, 0]).at[0, -1].set(x[0, -1])
-    dt = ssm.step_sizes(x)[0][0, 0]
-    np.testing.assert_allclose(read(ssm, alone), 2 * x[0, 0] * jnp.repeat(dt, 16), rtol=1e-4)
-    slopes = nnx.grad(lambda ssm: jnp.sum(jnp.abs(read(ssm, x)) ** 2))(ssm)
+    # Written 199 tokens ago and once more just now: a query makes N·1/N of its own key each time.
+    alone = np.zeros_like(x)
+    alone[0, [0, -1]] = x[0, 0]
+    dt = ssm.step_sizes(jnp.asarray(x))[0][0, 0]
+    still, turning = np.asarray(read(ssm, jnp.asarray(alone)) / x[0, 0]).reshape(2, 16)
+    np.testing.assert_allclose(still, 2 * dt[0], rtol=1e-4)
+    # Uniform phases leave less than 5 of its standard deviations, 1/√(2N), of the key from long ago.
+    assert np.abs(turning / dt[1] - 1).max() < 5 / np.sqrt(2 * 128)
+    # A still head can learn to turn.
+    slopes = nnx.grad(lambda ssm: jnp.sum(jnp.abs(read(ssm, jnp.asarray(x))) ** 2))(ssm)
     assert np.all(np.abs(slopes["phase"][...]) > 0)
 
 
-@pytest.mark.parametrize("states", [16, 128])
-def test_from_the_rotary_start_a_head_knows_a_key_again_from_far_away_and_takes_no_other_for_it(states):
-    dim, tokens, distance = 32, 500, 32
-    mixer = MixerConfig(kind="selective", qk_init="rotary", num_heads=2, state_dim=states)
-    ssm = SelectiveSSM(dim, mixer, nnx.Rngs(params=0))
-    turned = np.exp(1j * distance * np.asarray(ssm.phase[...]))
-    # Half of a geometric sequence from 1 to 1/1000 lies below 1/32; of uniform phases 1/√N, by chance, would be left.
-    assert np.abs(turned.mean(axis=-1)).min() > 0.4
+def test_from_the_mimetic_start_a_query_finds_what_followed_its_token_and_nothing_else():
+    dim, rows, asked = 64, 64, 5
+    mixer = MixerConfig(kind="selective", qk_init="mimetic", num_heads=2, state_dim=64)
+    layer = SelectiveMixer(ModelConfig(hidden_dim=dim, mixer=mixer), nnx.Rngs(params=0), 0)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(1, tokens, dim)) + 1j * rng.normal(size=(1, tokens, dim))
-    q, k = ssm.queries_and_keys(x.astype(np.complex64))
-    # Of independent tokens; each is a mean of products of entries of mean power 1, with a variance of at most 1.
-    scores = np.mean(np.conj(q) * k[:, ::-1], axis=-1)
-    assert np.abs(scores.mean()) < 5 / np.sqrt(tokens)
+    x = (rng.normal(size=(rows, 40, dim)) + 1j * rng.normal(size=(rows, 40, dim))).astype(np.complex64)
+    x[:, -1] = x[:, asked]
+    position = jnp.tile(jnp.arange(40), (rows, 1))
+    taps = layer.initial_state(rows).taps
+    z, _ = layer.conv(layer.input(layer.norm(jnp.asarray(x))), taps, position)
+    q, k = layer.ssm.queries_and_keys(z)
+    scores = np.mean(np.real(np.conj(q[:, -1:]) * np.asarray(k)), axis=(0, 2))
+    # A score of independent tokens varies by less than 1/√D, their mean over the rows by less than this.
+    error = 5 / np.sqrt(dim * rows)  # 0.08
+    # Each of four taps passes on about a quarter of the power, and one of them sees the same token.
+    assert np.abs(scores[[asked, asked + 1]] - 1 / 4).max() < error
+    np.testing.assert_allclose(scores[-1], 1, atol=1e-5)
+    others = np.delete(scores, [asked, asked + 1, *range(36, 40)])  # but for the query's neighbours
+    assert np.abs(others).max() < error
