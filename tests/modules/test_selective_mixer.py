@@ -143,7 +143,7 @@ def test_from_the_mimetic_start_a_query_finds_what_followed_its_token_and_nothin
     z, _ = layer.conv(layer.input(layer.norm(jnp.asarray(x))), taps, position)
     q, k = layer.ssm.queries_and_keys(z)
     scores = np.mean(np.real(np.conj(q[:, -1:]) * np.asarray(k)), axis=(0, 2))
-    # A score of independent tokens varies by less than 1/√D, their mean over the rows by less than this.
+    # A score of independent tokens varies by about 1/√D, their mean over the rows by a fifth of this.
     error = 5 / np.sqrt(dim * rows)  # 0.08
     # Each of four taps passes on about a quarter of the power, and one of them sees the same token.
     assert np.abs(scores[[asked, asked + 1]] - 1 / 4).max() < error
