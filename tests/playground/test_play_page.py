@@ -42,9 +42,12 @@ def playing(workdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = os.environ | quick_environment() | {"SEM_JAX_CACHE": str(folder), "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, "-m", "sem_jax", "play", f"--workdir={workdir},{workdir}", "--port=0"]
+    # A shell that runs the suite in the background has it ignore Ctrl-C, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
     )
+    signal.signal(signal.SIGINT, before)
     lines = [process.stdout.readline() for _ in range(3)]
     assert lines[2].startswith("open http://127.0.0.1:"), (lines, process.stderr.read())
     yield process, lines[2].split()[1]
