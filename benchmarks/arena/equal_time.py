@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from arena.campaign import Cell, Grid, Record, judged, markdown, mean_and_spread, tuned
-from arena.rivals import ENDS, RIVALS
+from arena.rivals import RIVALS
 from arena.trials import Budget, step_gflop, step_ms
 from sem_jax.data import Batch
 
@@ -37,7 +37,7 @@ class Comparison:
 
     def step_cost(self, record: Record, name: str) -> Cell:
         """What a step of a rival takes of processor time, where this is called first, and of arithmetic."""
-        name = _timed(name)
+        name = RIVALS[name].step_of or name
         step = name, self.budget, self.grid.layers, self.batch
         asked = [{"rival": name, "task": "cost", "layers": self.grid.layers}]
         return record.answers(asked, lambda _: [{"step_ms": step_ms(*step), "step_gflop": step_gflop(*step)}])[0]
@@ -50,12 +50,7 @@ class Comparison:
 
 def costs_of(record: Record, name: str) -> list[Cell]:
     """What a step of a rival costs, if it was timed."""
-    return record.cells(rival=_timed(name), task="cost")
-
-
-def _timed(name: str) -> str:
-    """The rival whose step is the same program: neither first values nor larger steps of the ends are a part of it."""
-    return name.removesuffix(ENDS).removesuffix("_mimetic")
+    return record.cells(rival=RIVALS[name].step_of or name, task="cost")
 
 
 def comparison_table(record: Record, rivals: tuple[str, ...], task: str, value: str, unit: str) -> str:

@@ -46,6 +46,7 @@ class Rival:
     blocks: Mapping[str, Any] = field(default_factory=dict)
     model: type[SEM] = SEM
     ends: float = 1  # learning rate of embedding and readout, in units of the layers'
+    step_of: str = ""  # the rival whose step is the same program, if other first values or learning rates are all
 
 
 def _real(title: str, block: Any, **mixer: int) -> Rival:
@@ -59,7 +60,7 @@ _POSITION = {"encoder.position_phase": True}
 RIVALS = {
     "sem": Rival("SEM"),
     "sem_position": Rival("SEM, position phase", _POSITION),
-    "sem_mimetic": Rival("SEM, mimetic start", {"mixer.qk_init": "mimetic"}),
+    "sem_mimetic": Rival("SEM, mimetic start", {"mixer.qk_init": "mimetic"}, step_of="sem"),
     "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
     "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
@@ -72,7 +73,10 @@ RIVALS = {
 }
 BASIC = ("sem", "gpt", "mamba2", "gru")
 ENDS = "_ends"
-RIVALS |= {f"{name}{ENDS}": replace(RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5) for name in BASIC}
+RIVALS |= {
+    f"{name}{ENDS}": replace(RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5, step_of=name)
+    for name in BASIC
+}
 
 
 @contextmanager
