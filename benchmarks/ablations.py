@@ -207,9 +207,9 @@ class FirstValues(SelectiveMixer):
             return y.reshape(x.shape) + self.skip[...] * x, h
 
 
-def unrolled(stacked: Any, carry: Any, inputs: Any, apply: Any, remat: str) -> tuple[Any, Any]:
+def unrolled(stacked: Any, carry: Any, inputs: Any, apply: Any, remat: str, unroll: bool) -> tuple[Any, Any]:
     """`scan_layers` as a loop of Python."""
-    del remat
+    del remat, unroll
     split = {kind: nnx.split(module) for kind, module in stacked.items()}
     along_layers = {kind: variables for kind, (_, variables) in split.items()}, inputs
     outputs = []

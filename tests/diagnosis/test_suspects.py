@@ -225,7 +225,7 @@ def test_a_state_beyond_the_clamp_is_found_though_its_output_is_not(healthy):
 def test_a_selective_state_beyond_the_limit_is_found(healthy):
     def change(params):
         ssm = params["mixers"]["ssm"]
-        ssm["qk_bias"] = ssm["qk_bias"].at[1, 1].multiply(1e4)
+        ssm["qk_bias"] = ssm["qk_bias"].at[1, 1].set(1e4)
 
     states = [finding for finding in suspects(healthy, change) if finding.quantity == "state"]
     assert [(finding.component, finding.field) for finding in states] == [("mixers.1.ssm", "optimizer.weight_decay")]
