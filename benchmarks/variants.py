@@ -97,7 +97,7 @@ VARIANTS = {
         "no output gate": _mixer(ablations.NoOutputGate),
         "output gate of rank D/8": _mixer(ablations.LowRankOutputGate),
         "no bias of q and k": _mixer(ablations.NoBias),
-        "a mimetic start": _with(model__mixer__qk_init="mimetic"),
+        "a mimetic start": _with(model__mixer__selective_init="mimetic"),
         "no skip d": _mixer(ablations.NoSkip),
         "phases 0 at the start": _mixer(ablations.NoPhase),
         "trapezoidal input": _mixer(ablations.Trapezoid),

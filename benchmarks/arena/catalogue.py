@@ -5,7 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from arena import counting, decoding, depth, language, library, library_bytes, recall, sampling, scaling, state_tracking
+from arena import (
+    counting,
+    decoding,
+    depth,
+    language,
+    library,
+    library_bytes,
+    recall,
+    sampling,
+    scaling,
+    start,
+    state_tracking,
+)
 from arena.campaign import Record
 
 TABLES = {
@@ -13,6 +25,7 @@ TABLES = {
     "counting": counting,
     "depth": depth,
     "recall": recall,
+    "start": start,
     "language": language,
     "library": library,
     "bytes": library_bytes,
@@ -20,7 +33,8 @@ TABLES = {
     "sampling": sampling,
     "decoding": decoding,
 }
-FILES = {"counting": "state_tracking", "depth": "state_tracking"}  # where it is not the table's own name
+# Where it is not the table's own name.
+FILES = {"counting": "state_tracking", "depth": "state_tracking", "start": "recall"}
 
 
 def record_of(name: str, folder: Path) -> Record:

@@ -12,13 +12,14 @@ from arena.trials import Budget
 
 BUDGET = Budget(parameters=5_000_000, vocabulary=261, steps=1000, batch=8)
 GRID = Grid("tokens", 6)
+RIVAL_NAMES = (*BASIC, "sem_mimetic")
 TUNING_PART = 5  # a learning rate is chosen after a fifth of the steps
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """All models at equal tokens, then some at equal time."""
     batch = scaling.dataset(0, budget.batch).train.batch(0)
-    Comparison(GRID, budget, batch, measure).campaign(record, BASIC, seeds)
+    Comparison(GRID, budget, batch, measure).campaign(record, RIVAL_NAMES, seeds)
 
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
@@ -30,4 +31,4 @@ def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
 
 def tables(record: Record) -> str:
     """The tables of docs/arena.md, from the cells alone."""
-    return library.tables(record, BASIC, GRID)
+    return library.tables(record, RIVAL_NAMES, GRID)

@@ -54,13 +54,30 @@ def _real(title: str, block: Any, **mixer: int) -> Rival:
     return Rival(title, {"blocks": "layers", **fields}, {"layers": block}, RealModel)
 
 
+_MIMETIC = {"mixer.selective_init": "mimetic"}
+
+
+def _but(title: str, module: str, part: str) -> Rival:
+    """The mimetic start, but for one parameter of the mixer, which begins as by default."""
+
+    def mixer(config: ModelConfig, rngs: nnx.Rngs, layer: int) -> SelectiveMixer:
+        mimetic, default = (
+            SelectiveMixer(replace(config, mixer=replace(config.mixer, selective_init=start)), rngs, layer)
+            for start in ("mimetic", "mamba3")
+        )
+        setattr(getattr(mimetic, module), part, getattr(getattr(default, module), part))
+        return mimetic
+
+    return Rival(f"SEM, mimetic start, but for {title}", _MIMETIC, {"mixers": mixer})
+
+
 _POSITION = {"encoder.position_phase": True}
 
 # A complex state counts twice, so the real ones have twice as many of them.
 RIVALS = {
     "sem": Rival("SEM"),
     "sem_position": Rival("SEM, position phase", _POSITION),
-    "sem_mimetic": Rival("SEM, mimetic start", {"mixer.qk_init": "mimetic"}, step_of="sem"),
+    "sem_mimetic": Rival("SEM, mimetic start", _MIMETIC, step_of="sem"),
     "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
     "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
@@ -71,11 +88,21 @@ RIVALS = {
     "mamba2": _real("Mamba-2", Mamba2, state_dim=32),
     "gru": _real("GRU", GRU),
 }
+BUT = {
+    "sem_mimetic_but_qk_proj": _but("queries that are not its keys", "ssm", "qk_proj"),
+    "sem_mimetic_but_qk_bias": _but("biases of 1", "ssm", "qk_bias"),
+    "sem_mimetic_but_phase": _but("phases in all heads", "ssm", "phase"),
+    "sem_mimetic_but_decay": _but("still heads that forget as the others do", "ssm", "decay"),
+    "sem_mimetic_but_taps": _but("taps drawn apart", "conv", "kernel"),
+}
+RIVALS |= BUT
 BASIC = ("sem", "gpt", "mamba2", "gru")
 ENDS = "_ends"
 RIVALS |= {
-    f"{name}{ENDS}": replace(RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5, step_of=name)
-    for name in BASIC
+    f"{name}{ENDS}": replace(
+        RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5, step_of=RIVALS[name].step_of or name
+    )
+    for name in (*BASIC, "sem_mimetic")
 }
 
 

@@ -76,11 +76,11 @@ class MixerConfig:
         "projection",
         "what the selective mixer reads its input by: a complex matrix, or a spinor gate, as the fixed one always does",
     )
-    qk_init: Literal["mamba3", "mimetic"] = setting(
+    selective_init: Literal["mamba3", "mimetic"] = setting(
         "mamba3",
-        "where queries, keys and states of the selective mixer begin: mamba3 has biases of 1 and all heads turn, "
-        "mimetic has queries that are keys, no biases, equal last taps of the convolution, and every second head still "
-        "and slow to forget, so that recall can be learned",
+        "where the selective mixer begins: mamba3 has queries of their own, biases of 1, and all heads turn; mimetic "
+        "has queries that are keys, no biases, equal last taps of the convolution, and every second head still and "
+        "slow to forget, so that recall can be learned",
     )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)

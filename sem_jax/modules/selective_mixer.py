@@ -27,20 +27,19 @@ class SelectiveSSM(nnx.Module):
     def __init__(self, dim: int, config: MixerConfig, rngs: nnx.Rngs):
         self.config = config
         heads, states = config.num_heads, config.state_dim
-        mimetic = config.qk_init == "mimetic"
+        mimetic = config.selective_init == "mimetic"
         self.qk_proj = complex_weight(rngs, 2 * states, dim)
         if mimetic:
-            # A query begins as its token's key, so that a token finds its like from the first step on. Chance would
-            # have to find such a pair of matrices, and recall waits for it.
+            # A query begins as its token's key, so that a token finds its like from the first step on.
             key = self.qk_proj[..., :states, :]
             self.qk_proj[...] = jnp.concatenate([key, key])
         # At 1, as in Mamba-3, every query matches every key, and a head sums up its past, whatever it was.
         self.qk_bias = nnx.Param(jnp.full((2, states), 0.0 if mimetic else 1.0), decay=False)
         self.rates = Linear(2 * dim, 2 * heads, rngs=rngs)  # (u, w) of δ = softplus(u + ln(e − 1)) and ω = 1 + w
-        # A key that turns looks different from every distance: every second head stands still, hardly forgets and looks
+        # A key that turns looks different from every distance: every second head stands still, forgets slowly and looks
         # things up, the others turn and count.
         still = mimetic & (jnp.arange(heads) % 2 == 0)
-        slowest, fastest = jnp.log(jnp.where(still, 0.002, 0.02)), jnp.log(jnp.where(still, 0.02, 0.7))
+        slowest, fastest = jnp.log(jnp.where(still, 0.01, 0.02)), jnp.log(jnp.where(still, 0.1, 0.7))
         log_decay = jax.random.uniform(rngs.params(), (heads,), minval=slowest, maxval=fastest)
         self.decay = nnx.Param(jnp.log(jnp.expm1(jnp.exp(log_decay))), decay=False)
         phase = jax.random.uniform(rngs.params(), (heads, states), minval=-1, maxval=1)
@@ -136,7 +135,7 @@ class SelectiveMixer(Mixer):
         super().__init__(config, rngs, layer)
         dim = config.hidden_dim
         self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
-        if config.mixer.qk_init == "mimetic" and config.mixer.conv_width > 1:
+        if config.mixer.selective_init == "mimetic" and config.mixer.conv_width > 1:
             # A value is asked for by the token before it, its key. Seen by equal taps, that token looks to the value as
             # it will look to itself when it asks, and the query that is its key finds the value's.
             kernel = self.conv.kernel[...]

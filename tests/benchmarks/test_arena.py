@@ -7,12 +7,24 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arena import counting, decoding, depth, language, library, library_bytes, recall, sampling, scaling, state_tracking
+from arena import (
+    counting,
+    decoding,
+    depth,
+    language,
+    library,
+    library_bytes,
+    recall,
+    sampling,
+    scaling,
+    start,
+    state_tracking,
+)
 from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.equal_time import Comparison
 from arena.page import tables_in, write_table
-from arena.rivals import RIVALS, installed
+from arena.rivals import BUT, RIVALS, installed
 from arena.trials import Trial, configure, products, train
 
 from sem_jax.training.state import init_state
@@ -189,6 +201,22 @@ def test_recall_cell(tmp_path, quick_compilation):
     what = {"rival": "gru", "task": "copy_64_8", "layers": 1, "seed": 0, "rate": 1e-2}
     (cell,) = record.answers([what], lambda asked: recall.measure(budget, asked))
     assert f"| GRU | – | {100 * cell['accuracy']:.1f} | – |" in recall.tables(record)
+
+
+def test_a_start_without_one_part_is_trained_at_the_rate_of_the_whole(monkeypatch, tmp_path):
+    made = []
+
+    def measure(budget, asked):
+        made.extend((each["rival"], each["seed"], each["rate"]) for each in asked)
+        return [{"loss": each["rate"], "accuracy": each["seed"] / 4, "parameters": 1} for each in asked]
+
+    monkeypatch.setattr(start, "measure", measure)
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(start.BUDGET))
+    start.campaign(record, 2)
+    judged_trials = [each for each in made if each[1] != TUNING_SEED]
+    names = ("sem_mimetic", *BUT)
+    assert judged_trials == [(name, seed, 1.3e-3) for name in names for seed in (0, 1)]
+    assert start.tables(record).count("| 0.0, 25.0 |") == len(names)
 
 
 def test_language_cell(monkeypatch, tmp_path, quick_compilation):

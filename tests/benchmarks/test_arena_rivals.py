@@ -10,12 +10,13 @@ from arena.gru import GRU
 from arena.mamba2 import Mamba2
 from arena.real import causal_taps
 from arena.real_sem import RealMixer
-from arena.rivals import RIVALS, installed
+from arena.rivals import BUT, RIVALS, installed
 from arena.ssd import state_space
 from arena.state_tracking import BUDGET
 from arena.trials import configure
 from flax import nnx
 
+from sem_jax.config import MixerConfig, ModelConfig
 from sem_jax.modules.block import Context
 from sem_jax.modules.model import abstract_model, init_model
 from tests import small
@@ -172,3 +173,22 @@ def test_what_the_controls_lack():
     for name, turns in (("sem_position", True), ("sem", False)):
         buffers = abstract_model(configure(name, BUDGET, layers=1, rate=1e-3, dim=16).model).buffers
         assert ("frequency" in buffers.get("encoder", {})) == turns
+
+
+@pytest.mark.parametrize("name", BUT)
+def test_a_start_without_one_part_has_the_others(name):
+    heads = 64
+    config = ModelConfig(hidden_dim=heads, mixer=MixerConfig(num_heads=heads, state_dim=8))
+    mixer = RIVALS[name].blocks["mixers"](config, nnx.Rngs(params=0), 0)
+    ssm, kernel = mixer.ssm, mixer.conv.kernel[...]
+    query, key = np.split(np.asarray(ssm.qk_proj[...]), 2, axis=-2)
+    found = {
+        "qk_proj": np.array_equal(query, key),
+        "qk_bias": not np.any(ssm.qk_bias[...]),
+        "phase": not np.any(ssm.phase[::2]),
+        "decay": np.max(jax.nn.softplus(ssm.decay[::2])) < 0.11,
+        "taps": np.array_equal(kernel[-2], kernel[-1]),
+    }
+    assert {part for part, is_there in found.items() if not is_there} == {name.removeprefix("sem_mimetic_but_")}
+    assert np.all(ssm.phase[1::2])
+    assert np.max(jax.nn.softplus(ssm.decay[1::2])) > 0.4

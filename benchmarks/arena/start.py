@@ -1,0 +1,29 @@
+"""What the parts of the mimetic start are worth: recall without one of them (docs/mathematics.md, section 7)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from arena.campaign import Record, judged, markdown, tuned
+from arena.recall import BUDGET, GRID, measure
+from arena.rivals import BUT, RIVALS
+from arena.trials import Budget
+
+
+def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
+    """The start as a whole, whose learning rate the others take, then without each of its parts."""
+    asked = [{"task": GRID.task, "layers": GRID.layers, "seed": seed} for seed in range(seeds)]
+    whole = tuned(record, partial(measure, budget), GRID, "sem_mimetic", asked)
+    for name in BUT:
+        record.answers(
+            [{"rival": name, **question, "rate": whole[0]["rate"]} for question in asked], partial(measure, budget)
+        )
+
+
+def tables(record: Record) -> str:
+    """The table of docs/arena.md, from the cells alone; no mean, for a trial learns recall or does not."""
+    rows = []
+    for name in ("sem_mimetic", *BUT):
+        right = [f"{100 * cell['accuracy']:.1f}" for cell in judged(record, rival=name, task=GRID.task)]
+        rows.append([RIVALS[name].title, ", ".join(right) or "–"])
+    return markdown(["percent right of 4 pairs", "seed by seed"], rows)
