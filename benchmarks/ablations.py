@@ -151,13 +151,6 @@ class Trapezoid(SelectiveMixer):
             return y.reshape(x.shape) + self.skip[...] * x, h
 
 
-class NormalisedOutput(SelectiveMixer):
-    """An RMS norm between the state space and the output gate."""
-
-    def gate_output(self, z: Array, rotated: Array, probe: Probe) -> Array:
-        return super().gate_output(rms_norm(z, jnp.ones(z.shape[-1])), rotated, probe)
-
-
 class ChannelMixer(Block):
     """x + s·W_out(W_up n·silu(Re W_gate n)), n = norm(x), of width D/2: what a transformer's gated MLP would be."""
 

@@ -101,7 +101,7 @@ VARIANTS = {
         "no skip d": _mixer(ablations.NoSkip),
         "phases 0 at the start": _mixer(ablations.NoPhase),
         "trapezoidal input": _mixer(ablations.Trapezoid),
-        "y normalised": _mixer(ablations.NormalisedOutput),
+        "y normalised": _with(model__mixer__output_norm=True),
         "half the states": _with(model__mixer__state_dim=8),
         "twice the states": _with(model__mixer__state_dim=32),
         "half the heads": _with(model__mixer__num_heads=4),

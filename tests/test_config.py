@@ -130,12 +130,12 @@ def test_no_float_may_be_lost_in_float32(path):
 SIGNED = {"data.min_score", "model.propagator.nonlinear_alpha"}
 MAY_BE_ZERO = SIGNED | {
     "model.vocab_size", "model.encoder.sinkhorn_prior", "model.mixer.clamp_interval",
-    "model.propagator.rewire_probability", "model.born_floor", "optimizer.warmup_steps",
-    "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2", "optimizer.weight_decay",
-    "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda", "optimizer.spike_zscore",
-    "data.max_documents", "data.tokenizer_sample", "training.seed", "training.distill_weight", "training.ema_decay",
-    "training.ema_decay_start", "training.ema_decay_steps", "training.overfit_batches", "sampling.temperature",
-    "sampling.top_k", "sampling.context_length", "mesh.data",
+    "model.propagator.kerr_saturation", "model.propagator.rewire_probability", "model.born_floor",
+    "optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.lr_min_ratio", "optimizer.b1", "optimizer.b2",
+    "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.temperature", "optimizer.unitary_lambda",
+    "optimizer.spike_zscore", "data.max_documents", "data.tokenizer_sample", "training.seed",
+    "training.distill_weight", "training.ema_decay", "training.ema_decay_start", "training.ema_decay_steps",
+    "training.overfit_batches", "sampling.temperature", "sampling.top_k", "sampling.context_length", "mesh.data",
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 Command:  PYTHONPATH=benchmarks python -m arena TABLE [--seeds=3 --path=FILE --folder=docs/results]
           [--print] [--page=docs/arena.md] [--plot=docs]
 
-TABLE is state_tracking, counting, depth, recall, start, language, library, bytes, scaling, sampling or decoding.
+TABLE is state_tracking, counting, depth, recall, start, language, library, bytes, bounds, scaling, sampling or
+decoding.
 
 Each table has a file in the folder, written whenever trials end, so that a campaign goes on where it was stopped. The
 command trains what the file lacks and prints the tables of docs/arena.md; with --print it trains nothing. `language`

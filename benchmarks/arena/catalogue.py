@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from arena import (
+    bounds,
     counting,
     decoding,
     depth,
@@ -29,6 +30,7 @@ TABLES = {
     "language": language,
     "library": library,
     "bytes": library_bytes,
+    "bounds": bounds,
     "scaling": scaling,
     "sampling": sampling,
     "decoding": decoding,

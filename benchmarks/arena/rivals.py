@@ -55,6 +55,7 @@ def _real(title: str, block: Any, **mixer: int) -> Rival:
 
 
 _MIMETIC = {"mixer.selective_init": "mimetic"}
+_BOUNDED = {"mixer.rotation": "bounded", "mixer.output_norm": True, "propagator.kerr_saturation": 0.1}
 
 
 def _but(title: str, module: str, part: str) -> Rival:
@@ -78,6 +79,7 @@ RIVALS = {
     "sem": Rival("SEM"),
     "sem_position": Rival("SEM, position phase", _POSITION),
     "sem_mimetic": Rival("SEM, mimetic start", _MIMETIC, step_of="sem"),
+    "sem_bounded": Rival("SEM, mimetic start, bounded", _MIMETIC | _BOUNDED),
     "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
     "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
     "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
@@ -95,14 +97,25 @@ BUT = {
     "sem_mimetic_but_decay": _but("still heads that forget as the others do", "ssm", "decay"),
     "sem_mimetic_but_taps": _but("taps drawn apart", "conv", "kernel"),
 }
-RIVALS |= BUT
+UNBOUNDED = {
+    f"sem_bounded_but_{field.rpartition('.')[2]}": Rival(
+        f"SEM, mimetic start, bounded, but for {title}",
+        _MIMETIC | {other: value for other, value in _BOUNDED.items() if other != field},
+    )
+    for field, title in (
+        ("mixer.rotation", "the rotation"),
+        ("mixer.output_norm", "the mixer's output"),
+        ("propagator.kerr_saturation", "the Kerr phase"),
+    )
+}
+RIVALS |= BUT | UNBOUNDED
 BASIC = ("sem", "gpt", "mamba2", "gru")
 ENDS = "_ends"
 RIVALS |= {
     f"{name}{ENDS}": replace(
         RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5, step_of=RIVALS[name].step_of or name
     )
-    for name in (*BASIC, "sem_mimetic")
+    for name in (*BASIC, "sem_mimetic", "sem_bounded")
 }
 
 

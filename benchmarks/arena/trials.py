@@ -51,6 +51,7 @@ class Trained(NamedTuple):
 
     parts: ModelParts
     losses: np.ndarray  # nats a target in training, [steps]
+    grad_norms: np.ndarray  # before clipping, [steps]
     skipped: int  # steps that the guard refused
 
 
@@ -94,7 +95,7 @@ def parameters(name: str, budget: Budget, layers: int, dim: int = 0) -> int:
 def train(name: str, budget: Budget, layers: int, trials: Sequence[Trial]) -> list[Trained]:
     """Trains a rival once for each trial: a step of each in turn, all in one program, compiled once."""
     config = configure(name, budget, layers, trials[0].rate)
-    rates, losses = jnp.asarray([trial.rate for trial in trials]), []
+    rates, losses, norms = jnp.asarray([trial.rate for trial in trials]), [], []
     with single_threaded_lapack(), _installed(name, budget):
         step = _step_of_all(name, budget, layers)
         starts = {
@@ -105,9 +106,10 @@ def train(name: str, budget: Budget, layers: int, trials: Sequence[Trial]) -> li
         for number in range(budget.steps):
             state, metrics = step(state, _stacked([trial.batch(number) for trial in trials]), rates)
             losses.append(metrics.nll)
-    values, skipped = np.asarray(jnp.stack(losses, axis=1)), np.asarray(metrics.skipped)
+            norms.append(metrics.grad_norm)
+    values = [np.asarray(jnp.stack(each, axis=1)) for each in (losses, norms)]
     models = [jax.tree.map(lambda leaf, i=i: leaf[i], state.model) for i in range(len(trials))]
-    return [Trained(*each) for each in zip(models, values, map(int, skipped), strict=True)]
+    return [Trained(*each) for each in zip(models, *values, map(int, metrics.skipped), strict=True)]
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
@@ -174,6 +176,7 @@ def trial_values(name: str, budget: Budget, layers: int, found: Trained) -> dict
     """What every cell says of its trial."""
     return {
         "loss": round(float(found.losses[-50:].mean()), 4),  # nats a target, of the last 50 batches
+        "grad_norm": float(f"{np.max(found.grad_norms[-50:]):.3g}"),  # before clipping, the largest of the same
         "skipped": found.skipped,
         "dim": matching_dim(name, budget, layers),
         "parameters": parameters(name, budget, layers),

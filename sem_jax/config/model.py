@@ -82,6 +82,14 @@ class MixerConfig:
         "has queries that are keys, no biases, equal last taps of the convolution, and every second head still and "
         "slow to forget, so that recall can be learned",
     )
+    rotation: Literal["affine", "bounded"] = setting(
+        "affine",
+        "how far a state of the selective mixer turns at a token, in units of its phase: 1 + w, with w affine in the "
+        "token, or 1 + tanh(w)",
+    )
+    output_norm: bool = setting(
+        False, "divide what the states of the selective mixer give out by its RMS, before the output gate"
+    )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)
     conv_width: int = setting(4, "K, taps of the causal convolution", unit="tokens", at_least=1, at_most=MOST_TAPS)
@@ -125,6 +133,12 @@ class PropagatorConfig:
         64, "degree at most; the degree that solver_tol needs is used (chebyshev)", at_least=1, at_most=MOST_ITERATIONS
     )
     nonlinear_alpha: float = setting(0.1, "initial Kerr coefficient", at_least=-1000, at_most=1000)
+    kerr_saturation: float = setting(
+        0.0,
+        "σ: the Kerr phase grows with I/(1 + σI), I the intensity; 0: without bound, as in the reference",
+        at_least=0,
+        at_most=STEEPEST,
+    )
     laplacian_sparsity: int = setting(
         8, "neighbours of a node in the finest of the three graphs", at_least=1, at_most=WIDEST
     )

@@ -168,11 +168,12 @@ def _mixers(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
 
 def _propagators(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
     parts = {c.name: c for c in diagnosis.components}
+    kerr, cure = "model.propagator.kerr_saturation", "set config.{} = 0.1, which bounds the Kerr phase"
+    if config.model.propagator.kerr_saturation:
+        kerr, cure = "model.propagator.nonlinear_alpha", "lower config.{}, which the Kerr phase's gradient grows with"
     for number, layer in enumerate(diagnosis.propagators):
         name = f"propagators.{number}"
-        cure = "lower config.model.propagator.nonlinear_alpha, which the Kerr phase's gradient grows with"
-        field = "model.propagator.nonlinear_alpha"
-        yield from _growth(f"{name}.kerr", layer.gradient_growth, field, cure)
+        yield from _growth(f"{name}.kerr", layer.gradient_growth, kerr, cure.format(kerr))
         if parts[f"{name}.cayley"].bad:
             continue  # its origin has been named
         solver = config.model.propagator

@@ -50,6 +50,7 @@ _SEMANTICS = {
     "model.mixer.kind": "fixed",
     "model.mixer.input_scale": "dt",
     "model.mixer.clamp_interval": 256,
+    "model.propagator.kerr_saturation": 0.0,
 }
 # Its optimizer, and text as a converted model reads it. The rate starts on its plateau: how far the schedule has come,
 # the weights do not tell.

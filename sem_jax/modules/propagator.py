@@ -32,7 +32,7 @@ class PropagatorStats(NamedTuple):
 
 
 class Propagator(Block):
-    """ψ ← U·(ψ·exp(iαI)) with the intensity I = |ψ|²/mean|ψ|² (docs/mathematics.md, section 2, Propagator layer).
+    """ψ ← U·(ψ·exp(iαI/(1 + σI))) with the intensity I = |ψ|²/mean|ψ|² (docs/mathematics.md, section 2, Propagator).
 
     It mixes the channels of one position and looks at no other.
     """
@@ -61,9 +61,12 @@ class Propagator(Block):
         return graph.to_dense(sparse, self.dim) if self.config.matvec == "dense" else sparse
 
     def kerr(self, psi: Array) -> Array:
-        """ψ·exp(iαI): a phase that grows with the local intensity; unitary."""
+        """ψ·exp(iαI/(1 + σI)): a phase that grows with the local intensity, and saturates if σ > 0; unitary."""
         power = abs_sq(psi)
         intensity = power / (jnp.mean(power, axis=-1, keepdims=True) + 1e-8)
+        if saturation := self.config.kerr_saturation:
+            # A channel may have hundreds of times the mean power; a phase in proportion to it would be chaotic.
+            intensity = intensity / (1 + saturation * intensity)
         return psi * expi(self.alpha[...] * intensity)
 
     def solver_options(self) -> SolverOptions:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from sem_jax.config import MixerConfig, ModelConfig
-from sem_jax.core.complex_ops import abs_sq, complex_matmul
+from sem_jax.core.complex_ops import abs_sq, complex_matmul, rms_norm
 from sem_jax.core.duality import CHUNK, selective_state_space
 from sem_jax.modules.cost import COMPLEX, COMPLEX_MATMUL, COMPLEX_MULTIPLY_ADD, MULTIPLY_ADD, Cost, product
 from sem_jax.modules.linear import Linear, complex_weight
@@ -76,9 +76,14 @@ class SelectiveSSM(nnx.Module):
         return qk[..., 0, :], qk[..., 1, :]
 
     def step_sizes(self, x: Array) -> tuple[Array, Array]:
-        """δ > 0 and ω [B, S, H]; 1 each where the input says nothing."""
+        """δ > 0 and ω [B, S, H]; 1 each where the input says nothing.
+
+        The gradient of φ grows with the sum of all ω that a state remembers. In a large model ω grows, and without a
+        bound the phases of a state that forgets slowly become chaotic.
+        """
         u, w = jnp.split(self.rates.of_parts(x), 2, axis=-1)
-        return jax.nn.softplus(u + jnp.log(jnp.expm1(1.0))), 1 + w
+        omega = 1 + (jnp.tanh(w) if self.config.rotation == "bounded" else w)
+        return jax.nn.softplus(u + jnp.log(jnp.expm1(1.0))), omega
 
     def costs(self, tokens: int, dim: int) -> dict[str, Cost]:
         """Arithmetic and traffic over so many tokens of D channels, in chunks."""
@@ -114,7 +119,8 @@ class InputProjection(nnx.Module):
 class SelectiveMixer(Mixer):
     """A mixer with the selective state space, between an input projection and an output gate.
 
-    The gate is y·silu(W_o [Re z; Im z] + b), z what the input projection gives out. There is neither spinor gate nor
+    The gate is y·silu(W_o [Re z; Im z] + b), z what the input projection gives out, and y the state space's output, or
+    that over its RMS. There is neither spinor gate nor
     amplitude gate: in the place of the one a plain complex matrix of as many parameters learns more, and beside an
     output gate the other costs more than it gives (docs/results.md).
     """
@@ -133,7 +139,7 @@ class SelectiveMixer(Mixer):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, layer: int):
         super().__init__(config, rngs, layer)
-        dim = config.hidden_dim
+        dim, self.output_norm = config.hidden_dim, config.mixer.output_norm
         self.output_gate = Linear(2 * dim, dim, bias_init=1.0, rngs=rngs)
         if config.mixer.selective_init == "mimetic" and config.mixer.conv_width > 1:
             # A value is asked for by the token before it, its key. Seen by equal taps, that token looks to the value as
@@ -142,7 +148,9 @@ class SelectiveMixer(Mixer):
             self.conv.kernel[...] = kernel.at[-2].set(kernel[-1])
 
     def gate_output(self, z: Array, entering: Array, probe: Probe) -> Array:
-        """z·silu(W_o [Re z'; Im z'] + b), z' what the convolution was given."""
+        """z·silu(W_o [Re z'; Im z'] + b), z' what the convolution was given, and z of mean power 1 if so configured."""
+        if self.output_norm:
+            z = rms_norm(z, jnp.ones(z.shape[-1]))
         return probe("output_gate", z * jax.nn.silu(self.output_gate.of_parts(entering)))
 
     def costs(self, tokens: int) -> dict[str, Cost]:

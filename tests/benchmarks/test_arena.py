@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from arena import (
+    bounds,
     counting,
     decoding,
     depth,
@@ -24,11 +25,11 @@ from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.equal_time import Comparison
 from arena.page import tables_in, write_table
-from arena.rivals import BUT, RIVALS, installed
+from arena.rivals import BUT, RIVALS, UNBOUNDED, installed
 from arena.trials import Trial, configure, products, train
 
 from sem_jax.training.state import init_state
-from sem_jax.training.step import make_train_step
+from sem_jax.training.step import make_train_step, model_loss
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "arena.md"
@@ -111,15 +112,17 @@ def test_trials_in_one_program_are_what_each_is_alone(quick_compilation):
     _, together = train("gpt", budget, 1, trials)
     config = configure("gpt", budget, 1, trials[1].rate)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=1))
-    losses = []
+    losses, norms = [], []
     with installed(RIVALS["gpt"], budget.vocabulary):
         step, state = make_train_step(config), init_state(config)
         for number in range(budget.steps):
             state, metrics = step(state, trials[1].batch(number))
             losses.append(float(metrics.nll))
+            norms.append(float(metrics.grad_norm))
     # Means of 16 numbers near 4, each after some hundred roundings of 6e-8; a step at the other rate moves them by more
     # than 1e-3.
     np.testing.assert_allclose(together.losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(together.grad_norms, norms, rtol=1e-4)  # sums over the tokens in another order
 
 
 def test_the_ends_of_a_rival_take_larger_steps(quick_compilation):
@@ -263,6 +266,36 @@ def test_library_cell(table, reader, monkeypatch, tmp_path, quick_compilation):
     assert 1 < cell["nats"] < 1.5 * np.log(budget.vocabulary)
     assert cell["bits"] == pytest.approx(cell["nats"] / np.log(2), abs=1e-4)  # a character of this text is a byte
     assert f"| GRU | {cell['bits']:.4f} | – | – | " in table.tables(record)
+
+
+def test_bounds_cell(monkeypatch, tmp_path, quick_compilation):
+    on_a_small_text(bounds, monkeypatch, tmp_path)
+    monkeypatch.setattr(bounds, "RIVAL_NAMES", ("gru",))
+    monkeypatch.setattr(library_bytes, "GRID", Grid("tokens", 1))
+    budget = dataclasses.replace(tiny(bounds), steps=1)
+    record = Record(tmp_path / "cells.json", dataclasses.asdict(budget))
+    bounds.campaign(record, 1, budget)
+    (cell,) = record.cells()
+    config = configure("gru", budget, 1, bounds.RATE)
+    with installed(RIVALS["gru"]):
+        state = init_state(dataclasses.replace(config, training=dataclasses.replace(config.training, seed=0)))
+        batch = bounds.dataset(0, budget.batch).train.batch(0)
+
+        def loss(params):
+            sums, _ = model_loss(config, state.model.replace(params=params), batch)
+            return sums.loss / np.sum(batch.weights)
+
+        norm = np.sqrt(sum(float(np.sum(np.abs(leaf) ** 2)) for leaf in jax.tree.leaves(jax.grad(loss)(state.params))))
+    assert cell["grad_norm"] == pytest.approx(norm, rel=6e-3)  # three digits are kept
+    assert f"| GRU | {cell['bits']:.4f} | {cell['grad_norm']:,.0f} |" in bounds.tables(record)
+
+
+def test_without_one_bound_a_rival_has_the_others():
+    bounded = RIVALS["sem_bounded"].fields
+    fields = "mixer.rotation", "mixer.output_norm", "propagator.kerr_saturation"
+    for name, field in zip(UNBOUNDED, fields, strict=True):
+        assert RIVALS[name].fields == {key: value for key, value in bounded.items() if key != field}
+        assert field in bounded
 
 
 def test_a_rate_for_bytes_is_chosen_after_a_fifth_of_the_steps(monkeypatch, tmp_path):

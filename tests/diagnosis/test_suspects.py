@@ -118,7 +118,7 @@ def test_edge_weights_that_have_outgrown_the_time_step(healthy):
         (
             setting("propagators", "alpha", value=lambda alpha: alpha.at[0].set(100.0)),
             "propagators.0.kerr",
-            "model.propagator.nonlinear_alpha",
+            "model.propagator.kerr_saturation",
         ),
         (
             setting("encoder", "codebook", value=lambda c: 1e3 * c),  # the shortest vector of all is always the nearest
@@ -260,6 +260,13 @@ def diagnosis_of(healthy, **changes):
     changes["encoder"] = dataclasses.replace(config.model.encoder, transport="none")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
     return config, diagnose(config, init_state(config), batch)
+
+
+def test_a_kerr_phase_that_saturates_already_needs_a_smaller_coefficient(healthy):
+    propagator = dataclasses.replace(healthy[0].model.propagator, kerr_saturation=0.1, nonlinear_alpha=1000.0)
+    _, found = diagnosis_of(healthy, propagator=propagator)
+    causes = [(finding.component, finding.field) for finding in found.suspects]
+    assert ("propagators.0.kerr", "model.propagator.nonlinear_alpha") in causes
 
 
 @pytest.mark.slow

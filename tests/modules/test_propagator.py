@@ -46,13 +46,15 @@ def apply(config):
     return run
 
 
-def test_the_kerr_phase_turns_strong_channels_further_and_leaves_moduli():
+@pytest.mark.parametrize("saturation", [0.0, 0.5])
+def test_the_kerr_phase_turns_strong_channels_further_and_leaves_moduli(saturation):
     psi = waves(16)
-    propagator = layer_of(config_of())
+    propagator = layer_of(config_of(kerr_saturation=saturation))
     propagator.alpha[...] = np.linspace(-1, 1, 16, dtype=np.float32)
     out = np.asarray(jax.jit(propagator.kerr)(psi))
     power = np.abs(psi.astype(np.complex128)) ** 2
-    phase = np.linspace(-1, 1, 16) * power / power.mean(-1, keepdims=True)
+    intensity = power / power.mean(-1, keepdims=True)
+    phase = np.linspace(-1, 1, 16) * intensity / (1 + saturation * intensity)
     np.testing.assert_allclose(out, psi * np.exp(1j * phase), atol=1e-5)  # phases up to 10: rounding 10·6e-8, times |ψ|
 
 

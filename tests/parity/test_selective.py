@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +59,11 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("scan", ["chunked", "sequential"])
 @pytest.mark.parametrize("kind", [SelectiveMixer, SpinorSelectiveMixer])
-def test_the_selective_mixer(x64, documents, scan, kind):
+@pytest.mark.parametrize("bounded", [False, True])
+def test_the_selective_mixer(x64, documents, scan, kind, bounded):
     rng = np.random.default_rng(0)
-    config = ModelConfig(**{**vars(CONFIG), "mixer": MixerConfig(**{**vars(CONFIG.mixer), "scan": scan})})
+    rotation = "bounded" if bounded else "affine"
+    config = replace(CONFIG, mixer=replace(CONFIG.mixer, scan=scan, rotation=rotation, output_norm=bounded))
     parts = split_model(kind(config, nnx.Rngs(0), 0))
     params = randomised(parts.params, rng)
     x, cotangent = complex_normal(rng, BATCH, LENGTH, DIM), complex_normal(rng, BATCH, LENGTH, DIM)
@@ -81,7 +84,7 @@ def test_the_selective_mixer(x64, documents, scan, kind):
 
     tensors = {name: torch.from_numpy(np.array(p)).requires_grad_() for name, p in names_and_leaves(params).items()}
     tensors["x"] = torch.from_numpy(x).requires_grad_()
-    result = selective_mixer(tensors, tensors["x"], torch.from_numpy(position))
+    result = selective_mixer(tensors, tensors["x"], torch.from_numpy(position), bounded)
     projected = (result * torch.from_numpy(cotangent).conj()).real.sum()
     assert_close(found, torch_gradients(tensors, projected) | {"y": result.detach().numpy()})
 

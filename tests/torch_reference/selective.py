@@ -24,7 +24,14 @@ def affine(p: Parameters, name: str, x: Tensor) -> Tensor:
     return F.linear(stacked_parts(x), p[f"{name}/weight"], p[f"{name}/bias"])
 
 
-def selective_state_space(p: Parameters, z: Tensor, position: Tensor) -> Tensor:
+def rms_norm(x: Tensor) -> Tensor:
+    """x over its root mean square, of the entries that are not 0."""
+    power = abs_sq(x)
+    active = (power > 1e-12).sum(-1, keepdim=True).clamp(min=1)
+    return x / (torch.sqrt(power.sum(-1, keepdim=True) / active) + 1e-8)
+
+
+def selective_state_space(p: Parameters, z: Tensor, position: Tensor, bounded: bool) -> Tensor:
     """y [B, S, D] of z [B, S, D]: one outer product a token, one product with a query a token."""
     heads, states = p["ssm/phase"].shape
     batch, length, dim = z.shape
@@ -32,7 +39,7 @@ def selective_state_space(p: Parameters, z: Tensor, position: Tensor) -> Tensor:
     qk = qk / torch.sqrt(abs_sq(qk).mean(-1, keepdim=True) + 1e-6) + p["ssm/qk_bias"]
     q, k = qk.unbind(-2)
     u, w = affine(p, "ssm/rates", z).chunk(2, dim=-1)
-    dt, omega = F.softplus(u + math.log(math.e - 1)), 1 + w
+    dt, omega = F.softplus(u + math.log(math.e - 1)), 1 + (torch.tanh(w) if bounded else w)
     x = z.unflatten(-1, (heads, dim // heads))
     decay = F.softplus(p["ssm/decay"])
     h = torch.zeros(batch, heads, states, dim // heads, dtype=z.dtype)
@@ -47,12 +54,12 @@ def selective_state_space(p: Parameters, z: Tensor, position: Tensor) -> Tensor:
     return torch.stack(outputs, dim=1) + p["ssm/skip"] * z
 
 
-def selective_mixer(p: Parameters, x: Tensor, position: Tensor) -> Tensor:
-    """x + ρ·s·(W_out·(SSM(conv(z))·silu(W_o [Re z; Im z] + b))), z = W_in·norm x or the spinor gate's output."""
-    power = abs_sq(x)
-    active = (power > 1e-12).sum(-1, keepdim=True).clamp(min=1)
-    z = x * p["norm_gamma"] / (torch.sqrt(power.sum(-1, keepdim=True) / active) + 1e-8)
+def selective_mixer(p: Parameters, x: Tensor, position: Tensor, bounded: bool = False) -> Tensor:
+    """x + ρ·s·(W_out·(SSM(conv(z))·silu(W_o [Re z; Im z] + b))), z = W_in·norm x or the spinor gate's output.
 
+    If bounded, ω = 1 + tanh(w), and SSM(conv(z)) is divided by its root mean square.
+    """
+    z = rms_norm(x) * p["norm_gamma"]
     if "in_proj/weight" in p:
         z = z @ p["in_proj/weight"].T
     else:
@@ -72,7 +79,10 @@ def selective_mixer(p: Parameters, x: Tensor, position: Tensor) -> Tensor:
         total = total + torch.einsum("doi,bsdi->bsdo", kernel[tap], moved)
     z = torch.view_as_complex(total.contiguous())
 
-    z = selective_state_space(p, z, position) * F.silu(affine(p, "output_gate", entering))
+    y = selective_state_space(p, z, position, bounded)
+    if bounded:
+        y = rms_norm(y)
+    z = y * F.silu(affine(p, "output_gate", entering))
     return x + p["residual_scale"] * ((z @ p["out_proj"].T) * p["output_scale"])
 
 

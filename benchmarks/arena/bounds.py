@@ -1,0 +1,40 @@
+"""What the bounds of the model are worth where they matter: in a larger one, at a large learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from arena import library_bytes
+from arena.campaign import Cell, Record, judged, markdown, mean_and_spread
+from arena.library import measure_on
+from arena.rivals import RIVALS, UNBOUNDED
+from arena.scaling import dataset
+from arena.trials import Budget
+
+BUDGET = replace(library_bytes.BUDGET, steps=150)
+RATE = 1.2e-2  # three times the one that the default is best at
+RIVAL_NAMES = ("sem", "sem_mimetic", "sem_bounded", *UNBOUNDED)
+
+
+def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
+    """Without any bound, with all of them, and without each."""
+    task, layers, _ = library_bytes.GRID
+    for name in RIVAL_NAMES:
+        question = {"rival": name, "task": task, "layers": layers, "rate": RATE}
+        record.answers([question | {"seed": seed} for seed in range(seeds)], partial(measure, budget))
+
+
+def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
+    """Trials of one rival: each bits a byte of held-out files, and the largest norm of its last gradients."""
+    return measure_on(dataset, budget, asked)
+
+
+def tables(record: Record) -> str:
+    """The table of docs/arena.md, from the cells alone."""
+    rows = []
+    for name in RIVAL_NAMES:
+        cells = judged(record, rival=name)
+        norms = ", ".join(f"{cell['grad_norm']:,.0f}" for cell in cells)
+        rows.append([RIVALS[name].title, mean_and_spread([cell["bits"] for cell in cells], 4), norms or "–"])
+    return markdown(["at a rate of 0.012", "bits a byte", "largest norm of the last 50 gradients"], rows)
