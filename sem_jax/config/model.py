@@ -85,7 +85,7 @@ class MixerConfig:
     rotation: Literal["affine", "bounded"] = setting(
         "affine",
         "how far a state of the selective mixer turns at a token, in units of its phase: 1 + w, with w affine in the "
-        "token, or 1 + tanh(w)",
+        "token, or 1 + π·tanh(w/π)",
     )
     output_norm: bool = setting(
         False, "divide what the states of the selective mixer give out by its RMS, before the output gate"

@@ -82,8 +82,9 @@ class SelectiveSSM(nnx.Module):
         bound the phases of a state that forgets slowly become chaotic.
         """
         u, w = jnp.split(self.rates.of_parts(x), 2, axis=-1)
-        omega = 1 + (jnp.tanh(w) if self.config.rotation == "bounded" else w)
-        return jax.nn.softplus(u + jnp.log(jnp.expm1(1.0))), omega
+        if self.config.rotation == "bounded":
+            w = jnp.pi * jnp.tanh(w / jnp.pi)  # a state of phase 1 can still be turned by any angle
+        return jax.nn.softplus(u + jnp.log(jnp.expm1(1.0))), 1 + w
 
     def costs(self, tokens: int, dim: int) -> dict[str, Cost]:
         """Arithmetic and traffic over so many tokens of D channels, in chunks."""
