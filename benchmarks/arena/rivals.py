@@ -115,7 +115,7 @@ RIVALS |= {
     f"{name}{ENDS}": replace(
         RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5, step_of=RIVALS[name].step_of or name
     )
-    for name in (*BASIC, "sem_mimetic", "sem_bounded")
+    for name in (*BASIC, "sem_mimetic")
 }
 
 

@@ -67,6 +67,7 @@ ROWS, ANSWERS = 64, 16  # accuracy counts the last answers of so many sequences
 RIVAL_NAMES = (
     "sem",
     "sem_mimetic",
+    "sem_bounded",
     "sem_position",
     "sem_real",
     "gpt",
