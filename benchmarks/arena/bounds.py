@@ -6,10 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 from arena import library_bytes
-from arena.campaign import Cell, Record, judged, markdown, mean_and_spread
-from arena.library import measure_on
+from arena.campaign import Record, judged, markdown, mean_and_spread
 from arena.rivals import RIVALS, UNBOUNDED
-from arena.scaling import dataset
+from arena.scaling import measure
 from arena.trials import Budget
 
 BUDGET = replace(library_bytes.BUDGET, steps=150)
@@ -23,11 +22,6 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     for name in RIVAL_NAMES:
         question = {"rival": name, "task": task, "layers": layers, "rate": RATE}
         record.answers([question | {"seed": seed} for seed in range(seeds)], partial(measure, budget))
-
-
-def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
-    """Trials of one rival: each bits a byte of held-out files, and the largest norm of its last gradients."""
-    return measure_on(dataset, budget, asked)
 
 
 def tables(record: Record) -> str:

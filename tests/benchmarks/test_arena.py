@@ -269,7 +269,7 @@ def test_library_cell(table, reader, monkeypatch, tmp_path, quick_compilation):
 
 
 def test_bounds_cell(monkeypatch, tmp_path, quick_compilation):
-    on_a_small_text(bounds, monkeypatch, tmp_path)
+    on_a_small_text(scaling, monkeypatch, tmp_path)
     monkeypatch.setattr(bounds, "RIVAL_NAMES", ("gru",))
     monkeypatch.setattr(library_bytes, "GRID", Grid("tokens", 1))
     budget = dataclasses.replace(tiny(bounds), steps=1)
@@ -279,7 +279,7 @@ def test_bounds_cell(monkeypatch, tmp_path, quick_compilation):
     config = configure("gru", budget, 1, bounds.RATE)
     with installed(RIVALS["gru"]):
         state = init_state(dataclasses.replace(config, training=dataclasses.replace(config.training, seed=0)))
-        batch = bounds.dataset(0, budget.batch).train.batch(0)
+        batch = scaling.dataset(0, budget.batch).train.batch(0)
 
         def loss(params):
             sums, _ = model_loss(config, state.model.replace(params=params), batch)
