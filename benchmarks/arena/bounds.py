@@ -31,4 +31,4 @@ def tables(record: Record) -> str:
         cells = judged(record, rival=name)
         norms = ", ".join(f"{cell['grad_norm']:,.0f}" for cell in cells)
         rows.append([RIVALS[name].title, mean_and_spread([cell["bits"] for cell in cells], 4), norms or "–"])
-    return markdown(["at a rate of 0.012", "bits a byte", "largest norm of the last 50 gradients"], rows)
+    return markdown([f"at a rate of {RATE}", "bits a byte", "largest norm of the last 50 gradients"], rows)

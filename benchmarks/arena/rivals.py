@@ -102,11 +102,7 @@ UNBOUNDED = {
         f"SEM, mimetic start, bounded, but for {title}",
         _MIMETIC | {other: value for other, value in _BOUNDED.items() if other != field},
     )
-    for field, title in (
-        ("mixer.rotation", "the rotation"),
-        ("mixer.output_norm", "the mixer's output"),
-        ("propagator.kerr_saturation", "the Kerr phase"),
-    )
+    for field, title in zip(_BOUNDED, ("the rotation", "the mixer's output", "the Kerr phase"), strict=True)
 }
 RIVALS |= BUT | UNBOUNDED
 BASIC = ("sem", "gpt", "mamba2", "gru")

@@ -168,12 +168,14 @@ def _mixers(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
 
 def _propagators(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
     parts = {c.name: c for c in diagnosis.components}
-    kerr, cure = "model.propagator.kerr_saturation", "set config.{} = 0.1, which bounds the Kerr phase"
+    kerr = "model.propagator.kerr_saturation"
+    cure = f"set config.{kerr} = 0.1, which bounds the Kerr phase"
     if config.model.propagator.kerr_saturation:
-        kerr, cure = "model.propagator.nonlinear_alpha", "lower config.{}, which the Kerr phase's gradient grows with"
+        kerr = "model.propagator.nonlinear_alpha"
+        cure = f"lower config.{kerr}, which the Kerr phase's gradient grows with"
     for number, layer in enumerate(diagnosis.propagators):
         name = f"propagators.{number}"
-        yield from _growth(f"{name}.kerr", layer.gradient_growth, kerr, cure.format(kerr))
+        yield from _growth(f"{name}.kerr", layer.gradient_growth, kerr, cure)
         if parts[f"{name}.cayley"].bad:
             continue  # its origin has been named
         solver = config.model.propagator

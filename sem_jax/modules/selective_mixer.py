@@ -121,9 +121,8 @@ class SelectiveMixer(Mixer):
     """A mixer with the selective state space, between an input projection and an output gate.
 
     The gate is y·silu(W_o [Re z; Im z] + b), z what the input projection gives out, and y the state space's output, or
-    that over its RMS. There is neither spinor gate nor
-    amplitude gate: in the place of the one a plain complex matrix of as many parameters learns more, and beside an
-    output gate the other costs more than it gives (docs/results.md).
+    that over its RMS. There is neither spinor gate nor amplitude gate: in the place of the one a plain complex matrix
+    of as many parameters learns more, and beside an output gate the other costs more than it gives (docs/results.md).
     """
 
     PARTS: ClassVar = {
