@@ -16,6 +16,7 @@ REFERENCE: dict[str, Any] = {  # the arithmetic of the PyTorch original, as conf
     "encoder.position_phase": True,
     "encoder.embedding_skip": False,
     "mixer.clamp_interval": 256,
+    "propagator.kerr_saturation": 0.0,
 }
 
 SELECTIVE: dict[str, Any] = {  # the default model

@@ -38,9 +38,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.encoder.update(transport="row_softmax", position_phase=True)
     config.model.encoder.update(sdr_candidates=128, sdr_sparsity=32)
     config.model.mixer.update(kind="fixed", block_size=8, conv_width=4, num_groups=16, state_dim=128)
-    config.model.propagator.update(
-        solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8
-    )
+    config.model.propagator.update(solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, laplacian_sparsity=8)
+    config.model.propagator.update(nonlinear_alpha=0.1, kerr_saturation=0.0)
     config.optimizer.update(learning_rate=1.2e-3, lr_min_ratio=0.1, weight_decay=0.1, clip_norm=1.0)
     config.data.update(tokenizer="bpe", bpe_vocab_size=32_768)
     config.sampling.update(top_k=50, top_p=0.95)

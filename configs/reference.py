@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.update(likelihood="reference", layout="mixers_first")
     config.model.encoder.update(transport="sequence_sinkhorn", position_phase=True, embedding_skip=False)
     config.model.mixer.update(kind="fixed", ssm_init="fast", input_scale="dt", clamp_interval=256)
-    config.model.propagator.update(solver="dense", cayley_dt=0.1)
+    config.model.propagator.update(solver="dense", cayley_dt=0.1, kerr_saturation=0.0)
     config.optimizer.update(unitary_lambda=0.1, weight_decay=0.1, decay_all=True)
     config.data.reset_at_boundary = False
     config.training.max_steps = 1000

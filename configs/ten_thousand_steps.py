@@ -20,9 +20,8 @@ def get_config() -> ConfigDict:
     config.model.update(hidden_dim=64, num_layers=4, likelihood="born", layout="mixers_first")
     config.model.encoder.update(transport="row_softmax", position_phase=True)
     config.model.mixer.kind = "fixed"
-    config.model.propagator.update(
-        solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, nonlinear_alpha=0.1, laplacian_sparsity=8
-    )
+    config.model.propagator.update(solver="cg", cayley_dt=0.1, cg_max_iter=8, solver_tol=1e-7, laplacian_sparsity=8)
+    config.model.propagator.update(nonlinear_alpha=0.1, kerr_saturation=0.0)
     config.optimizer.update(
         learning_rate=1.2e-3, warmup_steps=1000, decay_steps=1000, lr_min_ratio=0.1, weight_decay=0.1, clip_norm=1.0
     )

@@ -396,10 +396,11 @@ def test_help_names_each_field_once_with_default_meaning_and_range():
 def earlier_record():
     """What version 0.1.0 wrote, as far as it differs from what this one writes."""
     record = dataclasses.asdict(build(fields(model__likelihood="born")))
-    for name in ("kind", "num_heads", "input_map"):
+    for name in ("kind", "num_heads", "input_map", "selective_init", "rotation", "output_norm"):
         del record["model"]["mixer"][name]
     del record["model"]["layout"], record["model"]["blocks"]
-    del record["model"]["propagator"]["solver_tol"]
+    for name in ("solver_tol", "kerr_saturation"):
+        del record["model"]["propagator"][name]
     record["model"]["propagator"]["cg_tol"] = 1e-5
     del record["model"]["encoder"]["position_phase"]
     record["model"]["encoder"]["population_rate"] = 0.01
@@ -410,9 +411,11 @@ def earlier_record():
 def test_a_record_of_an_earlier_version_is_upgraded():
     record = earlier_record()
     before = json.dumps(record)
+    mixer = {"kind": "fixed", "input_map": "spinor_gate", "num_heads": 8}
+    mixer |= {"selective_init": "mamba3", "rotation": "affine", "output_norm": False}
     expected = override(
-        fields(model__propagator__solver_tol=1e-5, model__likelihood="born"),
-        {"model.mixer": {**fields()["model"]["mixer"], "kind": "fixed", "input_map": "spinor_gate", "num_heads": 8}},
+        fields(model__propagator__solver_tol=1e-5, model__propagator__kerr_saturation=0.0, model__likelihood="born"),
+        {"model.mixer": {**fields()["model"]["mixer"], **mixer}},
     )
     assert build(upgrade(record)) == build(expected)
     assert json.dumps(record) == before

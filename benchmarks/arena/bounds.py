@@ -7,17 +7,17 @@ from functools import partial
 
 from arena import library_bytes
 from arena.campaign import Record, judged, markdown, mean_and_spread
-from arena.rivals import RIVALS, UNBOUNDED
+from arena.rivals import LESS_BOUNDED, RIVALS
 from arena.scaling import measure
 from arena.trials import Budget
 
 BUDGET = replace(library_bytes.BUDGET, steps=150)
 RATE = 1.2e-2  # three times the one that the default is best at
-RIVAL_NAMES = ("sem", "sem_mimetic", "sem_bounded", *UNBOUNDED)
+RIVAL_NAMES = ("sem", *LESS_BOUNDED, "sem_unbounded", "sem_mamba3")
 
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
-    """Without any bound, with all of them, and without each."""
+    """With all bounds, without each, and without any."""
     task, layers, _ = library_bytes.GRID
     for name in RIVAL_NAMES:
         question = {"rival": name, "task": task, "layers": layers, "rate": RATE}

@@ -15,7 +15,7 @@ from arena.rivals import BASIC, RIVALS
 from arena.state_tracking import BUDGET, GRID, GROUPS, accuracies
 from arena.trials import Budget
 
-RIVAL_NAMES, TASKS = (*BASIC, "sem_mimetic"), ("mod2", "mod3", "mod5", "mod7")
+RIVAL_NAMES, TASKS = (*BASIC, "sem_unbounded", "sem_mamba3"), ("mod2", "mod3", "mod5", "mod7")
 TIMES = 8  # as many steps
 LONGER = ", longer"  # in the name of a task
 

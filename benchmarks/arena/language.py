@@ -21,7 +21,16 @@ from sem_jax.data import Batch, Dataset, open_dataset
 BUDGET = Budget(parameters=200_000, vocabulary=65, steps=1000, batch=12)
 LENGTH, LAYERS = 64, 2
 GRID = Grid("tokens", LAYERS)
-RIVAL_NAMES = (*BASIC, "sem_mimetic", "sem_bounded", "sem_real", "sem_position", "sem_fixed", "sem_born", "sem_power")
+RIVAL_NAMES = (
+    *BASIC,
+    "sem_unbounded",
+    "sem_mamba3",
+    "sem_real",
+    "sem_position",
+    "sem_fixed",
+    "sem_born",
+    "sem_power",
+)
 CURVE = 40  # stretches of equal length that the training loss is averaged over
 BUCKETS = (0, 64, 128, 256, 512, 1024)  # positions at which a stretch of the long sequences begins or ends
 

@@ -12,7 +12,7 @@ from arena.trials import Budget
 
 BUDGET = Budget(parameters=5_000_000, vocabulary=261, steps=1000, batch=8)
 GRID = Grid("tokens", 6)
-RIVAL_NAMES = (*BASIC, "sem_mimetic", "sem_bounded")
+RIVAL_NAMES = (*BASIC, "sem_unbounded", "sem_mamba3")
 TUNING_PART = 5  # a learning rate is chosen after a fifth of the steps
 
 

@@ -20,7 +20,7 @@ COPY_SYMBOLS = 16
 BUDGET = Budget(parameters=48_000, vocabulary=VOCABULARY, steps=1000, batch=32, tags=True)
 LAYERS = 2
 GRID = Grid("mqar_64_4", LAYERS)
-RIVAL_NAMES = ("sem", "sem_mimetic", "gpt", "mamba2", "gru", "sem_real", "sem_fixed")
+RIVAL_NAMES = ("sem", "sem_unbounded", "sem_mamba3", "gpt", "mamba2", "gru", "sem_real", "sem_fixed")
 TASKS = {
     "mqar_64_4": "recall, 4 pairs in 64 tokens",
     "copy_64_8": "copying, 8 symbols in 64 tokens",

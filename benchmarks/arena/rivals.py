@@ -54,22 +54,22 @@ def _real(title: str, block: Any, **mixer: int) -> Rival:
     return Rival(title, {"blocks": "layers", **fields}, {"layers": block}, RealModel)
 
 
-_MIMETIC = {"mixer.selective_init": "mimetic"}
-_BOUNDED = {"mixer.rotation": "bounded", "mixer.output_norm": True, "propagator.kerr_saturation": 0.1}
+_UNBOUNDED = {"mixer.rotation": "affine", "mixer.output_norm": False, "propagator.kerr_saturation": 0.0}
+_MAMBA3 = _UNBOUNDED | {"mixer.selective_init": "mamba3"}
 
 
 def _but(title: str, module: str, part: str) -> Rival:
-    """The mimetic start, but for one parameter of the mixer, which begins as by default."""
+    """Without bounds, and with one parameter of the mixer as Mamba-3 begins it."""
 
     def mixer(config: ModelConfig, rngs: nnx.Rngs, layer: int) -> SelectiveMixer:
-        mimetic, default = (
+        mimetic, mamba3 = (
             SelectiveMixer(replace(config, mixer=replace(config.mixer, selective_init=start)), rngs, layer)
             for start in ("mimetic", "mamba3")
         )
-        setattr(getattr(mimetic, module), part, getattr(getattr(default, module), part))
+        setattr(getattr(mimetic, module), part, getattr(getattr(mamba3, module), part))
         return mimetic
 
-    return Rival(f"SEM, mimetic start, but for {title}", _MIMETIC, {"mixers": mixer})
+    return Rival(f"SEM, unbounded, with {title}", _UNBOUNDED, {"mixers": mixer})
 
 
 _POSITION = {"encoder.position_phase": True}
@@ -77,41 +77,42 @@ _POSITION = {"encoder.position_phase": True}
 # A complex state counts twice, so the real ones have twice as many of them.
 RIVALS = {
     "sem": Rival("SEM"),
-    "sem_position": Rival("SEM, position phase", _POSITION),
-    "sem_mimetic": Rival("SEM, mimetic start", _MIMETIC, step_of="sem"),
-    "sem_bounded": Rival("SEM, mimetic start, bounded", _MIMETIC | _BOUNDED),
-    "sem_spinor": Rival("SEM, position phase, spinor gate", _POSITION | {"mixer.input_map": "spinor_gate"}),
-    "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | {"mixer.kind": "fixed"}),
-    "sem_born": Rival("SEM, Born readout", {"likelihood": "born"}),
-    "sem_power": Rival("SEM, power readout", {"likelihood": "born"}, model=PowerSEM),
-    "sem_no_rotation": Rival("SEM, no rotation of the state", blocks={"mixers": NoRotation}),
+    "sem_unbounded": Rival("SEM, unbounded", _UNBOUNDED),
+    "sem_mamba3": Rival("SEM, Mamba-3's start", _MAMBA3, step_of="sem_unbounded"),
+    "sem_position": Rival("SEM, Mamba-3's start, position phase", _MAMBA3 | _POSITION),
+    "sem_spinor": Rival(
+        "SEM, Mamba-3's start, position phase, spinor gate", _MAMBA3 | _POSITION | {"mixer.input_map": "spinor_gate"}
+    ),
+    "sem_fixed": Rival("SEM, position phase, fixed B and C", _POSITION | _UNBOUNDED | {"mixer.kind": "fixed"}),
+    "sem_born": Rival("SEM, Mamba-3's start, Born readout", _MAMBA3 | {"likelihood": "born"}),
+    "sem_power": Rival("SEM, Mamba-3's start, power readout", _MAMBA3 | {"likelihood": "born"}, model=PowerSEM),
+    "sem_no_rotation": Rival("SEM, Mamba-3's start, no rotation of the state", _MAMBA3, {"mixers": NoRotation}),
     "sem_real": _real("SEM, real-valued", RealMixer, state_dim=32),
     "gpt": _real("GPT", GPT),
     "mamba2": _real("Mamba-2", Mamba2, state_dim=32),
     "gru": _real("GRU", GRU),
 }
 BUT = {
-    "sem_mimetic_but_qk_proj": _but("queries that are not its keys", "ssm", "qk_proj"),
-    "sem_mimetic_but_qk_bias": _but("biases of 1", "ssm", "qk_bias"),
-    "sem_mimetic_but_phase": _but("phases in all heads", "ssm", "phase"),
-    "sem_mimetic_but_decay": _but("still heads that forget as the others do", "ssm", "decay"),
-    "sem_mimetic_but_taps": _but("taps drawn apart", "conv", "kernel"),
+    "sem_unbounded_but_qk_proj": _but("queries that are not keys", "ssm", "qk_proj"),
+    "sem_unbounded_but_qk_bias": _but("biases of 1", "ssm", "qk_bias"),
+    "sem_unbounded_but_phase": _but("phases in all heads", "ssm", "phase"),
+    "sem_unbounded_but_decay": _but("still heads that forget as the others do", "ssm", "decay"),
+    "sem_unbounded_but_taps": _but("taps drawn apart", "conv", "kernel"),
 }
-UNBOUNDED = {
-    f"sem_bounded_but_{field.rpartition('.')[2]}": Rival(
-        f"SEM, mimetic start, bounded, but for {title}",
-        _MIMETIC | {other: value for other, value in _BOUNDED.items() if other != field},
+LESS_BOUNDED = {
+    f"sem_but_{field.rpartition('.')[2]}": Rival(f"SEM, but for the bound of {title}", {field: value})
+    for (field, value), title in zip(
+        _UNBOUNDED.items(), ("the rotation", "the mixer's output", "the Kerr phase"), strict=True
     )
-    for field, title in zip(_BOUNDED, ("the rotation", "the mixer's output", "the Kerr phase"), strict=True)
 }
-RIVALS |= BUT | UNBOUNDED
+RIVALS |= BUT | LESS_BOUNDED
 BASIC = ("sem", "gpt", "mamba2", "gru")
 ENDS = "_ends"
 RIVALS |= {
     f"{name}{ENDS}": replace(
         RIVALS[name], title=f"{RIVALS[name].title}, ends × 5", ends=5, step_of=RIVALS[name].step_of or name
     )
-    for name in (*BASIC, "sem_mimetic")
+    for name in (*BASIC, "sem_unbounded", "sem_mamba3")
 }
 
 

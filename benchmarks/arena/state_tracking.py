@@ -66,8 +66,8 @@ LENGTH, LENGTHS = 40, (40, 256, 1024)
 ROWS, ANSWERS = 64, 16  # accuracy counts the last answers of so many sequences
 RIVAL_NAMES = (
     "sem",
-    "sem_mimetic",
-    "sem_bounded",
+    "sem_unbounded",
+    "sem_mamba3",
     "sem_position",
     "sem_real",
     "gpt",

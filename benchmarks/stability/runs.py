@@ -70,7 +70,7 @@ def configure(program: Program, steps: int, dim: int, layers: int) -> Config:
     config.model.encoder.transport = "row_softmax"
     config.model.mixer.update(kind="fixed", num_groups=dim // 16)
     config.model.propagator.update(solver=program.solver, cg_max_iter=program.iterations, solver_tol=1e-7)
-    config.model.propagator.update(cayley_dt=0.1, laplacian_sparsity=8)
+    config.model.propagator.update(cayley_dt=0.1, kerr_saturation=0.0, laplacian_sparsity=8)
     config.optimizer.update(learning_rate=FIXED.learning_rate, temperature=FIXED.temperature)
     config.optimizer.update(warmup_steps=steps // 10, decay_steps=0)
     config.data.update(tokenizer="byte", packing="windows", seq_length=32)

@@ -77,18 +77,18 @@ class MixerConfig:
         "what the selective mixer reads its input by: a complex matrix, or a spinor gate, as the fixed one always does",
     )
     selective_init: Literal["mamba3", "mimetic"] = setting(
-        "mamba3",
-        "where the selective mixer begins: mamba3 has queries of their own, biases of 1, and all heads turn; mimetic "
-        "has queries that are keys, no biases, equal last taps of the convolution, and every second head still and "
-        "slow to forget, so that recall can be learned",
+        "mimetic",
+        "where the selective mixer begins: mimetic has queries that are keys, no biases, equal last taps of the "
+        "convolution, and every second head still and slow to forget, so that recall can be learned; mamba3 has "
+        "queries of their own, biases of 1, and all heads turn",
     )
     rotation: Literal["affine", "bounded"] = setting(
-        "affine",
-        "how far a state of the selective mixer turns at a token, in units of its phase: 1 + w, with w affine in the "
-        "token, or 1 + π·tanh(w/π)",
+        "bounded",
+        "how far a state of the selective mixer turns at a token, in units of its phase: 1 + 2π·tanh(w/2π), with w "
+        "affine in the token, or 1 + w",
     )
     output_norm: bool = setting(
-        False, "divide what the states of the selective mixer give out by its RMS, before the output gate"
+        True, "divide what the states of the selective mixer give out by its RMS, before the output gate"
     )
     num_heads: int = setting(8, "H, heads of the selective mixer", at_least=1, at_most=WIDEST)
     block_size: int = setting(8, "b, channels of one spinor block", unit="channels", at_least=1, at_most=WIDEST)
@@ -134,7 +134,7 @@ class PropagatorConfig:
     )
     nonlinear_alpha: float = setting(0.1, "initial Kerr coefficient", at_least=-1000, at_most=1000)
     kerr_saturation: float = setting(
-        0.0,
+        0.1,
         "σ: the Kerr phase grows with I/(1 + σI), I the intensity; 0: without bound, as in the reference",
         at_least=0,
         at_most=STEEPEST,

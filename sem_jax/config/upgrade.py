@@ -33,6 +33,9 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         if mixer.get("scan") == "chunked":
             mixer["scan"] = "auto"  # it evaluated the same recurrence
     mixer.setdefault("input_map", "spinor_gate")  # there was no mixer without
+    # Nor was there another start, or any bound.
+    mixer = {"selective_init": "mamba3", "rotation": "affine", "output_norm": False, **mixer}
+    propagator.setdefault("kerr_saturation", 0.0)
     if "cg_tol" in propagator:
         propagator["solver_tol"] = propagator.pop("cg_tol")
     # Before the order of the layers could be chosen, it was this one.

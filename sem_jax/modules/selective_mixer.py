@@ -83,7 +83,8 @@ class SelectiveSSM(nnx.Module):
         """
         u, w = jnp.split(self.rates.of_parts(x), 2, axis=-1)
         if self.config.rotation == "bounded":
-            w = jnp.pi * jnp.tanh(w / jnp.pi)  # a state of phase 1 can still be turned by any angle
+            widest = 2 * jnp.pi  # every state of phase 1/2 or more can still be turned by any angle
+            w = widest * jnp.tanh(w / widest)
         return jax.nn.softplus(u + jnp.log(jnp.expm1(1.0))), 1 + w
 
     def costs(self, tokens: int, dim: int) -> dict[str, Cost]:

@@ -25,9 +25,10 @@ from arena.campaign import TUNING_SEED, Grid, Record, judged, tuned
 from arena.catalogue import TABLES, record_of, text_of
 from arena.equal_time import Comparison
 from arena.page import tables_in, write_table
-from arena.rivals import BUT, RIVALS, UNBOUNDED, installed
+from arena.rivals import BUT, LESS_BOUNDED, RIVALS, installed
 from arena.trials import Trial, configure, products, train
 
+from sem_jax.config import default
 from sem_jax.training.state import init_state
 from sem_jax.training.step import make_train_step, model_loss
 
@@ -217,7 +218,7 @@ def test_a_start_without_one_part_is_trained_at_the_rate_of_the_whole(monkeypatc
     record = Record(tmp_path / "cells.json", dataclasses.asdict(start.BUDGET))
     start.campaign(record, 2)
     judged_trials = [each for each in made if each[1] != TUNING_SEED]
-    names = ("sem_mimetic", *BUT)
+    names = ("sem_unbounded", *BUT)
     assert judged_trials == [(name, seed, 1.3e-3) for name in names for seed in (0, 1)]
     assert start.tables(record).count("| 0.0, 25.0 |") == len(names)
 
@@ -291,11 +292,14 @@ def test_bounds_cell(monkeypatch, tmp_path, quick_compilation):
 
 
 def test_without_one_bound_a_rival_has_the_others():
-    bounded = RIVALS["sem_bounded"].fields
     fields = "mixer.rotation", "mixer.output_norm", "propagator.kerr_saturation"
-    for name, field in zip(UNBOUNDED, fields, strict=True):
-        assert RIVALS[name].fields == {key: value for key, value in bounded.items() if key != field}
-        assert field in bounded
+    without = RIVALS["sem_unbounded"].fields
+    assert tuple(without) == fields
+    model = default().model
+    for name, field in zip(LESS_BOUNDED, fields, strict=True):
+        assert RIVALS[name].fields == {field: without[field]}
+        group, _, key = field.partition(".")
+        assert model[group][key] != without[field]
 
 
 def test_a_rate_for_bytes_is_chosen_after_a_fifth_of_the_steps(monkeypatch, tmp_path):

@@ -189,6 +189,6 @@ def test_a_start_without_one_part_has_the_others(name):
         "decay": np.max(jax.nn.softplus(ssm.decay[::2])) < 0.11,
         "taps": np.array_equal(kernel[-2], kernel[-1]),
     }
-    assert {part for part, is_there in found.items() if not is_there} == {name.removeprefix("sem_mimetic_but_")}
+    assert {part for part, is_there in found.items() if not is_there} == {name.removeprefix("sem_unbounded_but_")}
     assert np.all(ssm.phase[1::2])
     assert np.max(jax.nn.softplus(ssm.decay[1::2])) > 0.4

@@ -118,7 +118,7 @@ def test_edge_weights_that_have_outgrown_the_time_step(healthy):
         (
             setting("propagators", "alpha", value=lambda alpha: alpha.at[0].set(100.0)),
             "propagators.0.kerr",
-            "model.propagator.kerr_saturation",
+            "model.propagator.nonlinear_alpha",
         ),
         (
             setting("encoder", "codebook", value=lambda c: 1e3 * c),  # the shortest vector of all is always the nearest
@@ -262,11 +262,11 @@ def diagnosis_of(healthy, **changes):
     return config, diagnose(config, init_state(config), batch)
 
 
-def test_a_kerr_phase_that_saturates_already_needs_a_smaller_coefficient(healthy):
-    propagator = dataclasses.replace(healthy[0].model.propagator, kerr_saturation=0.1, nonlinear_alpha=1000.0)
+def test_a_kerr_phase_without_bound_is_told_to_saturate(healthy):
+    propagator = dataclasses.replace(healthy[0].model.propagator, kerr_saturation=0.0, nonlinear_alpha=1000.0)
     _, found = diagnosis_of(healthy, propagator=propagator)
     causes = [(finding.component, finding.field) for finding in found.suspects]
-    assert ("propagators.0.kerr", "model.propagator.nonlinear_alpha") in causes
+    assert ("propagators.0.kerr", "model.propagator.kerr_saturation") in causes
 
 
 @pytest.mark.slow

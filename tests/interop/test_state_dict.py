@@ -332,6 +332,7 @@ def test_default_models_are_exported_with_the_names_that_they_have(transport, ab
         f"config.model.encoder.transport = {transport}",
         "config.model.encoder.embedding_skip = True",
         "config.model.mixer.clamp_interval = 0",
+        "config.model.propagator.kerr_saturation = 0.1",
     ]
 
 

@@ -30,6 +30,7 @@ REFERENCE: dict[str, Any] = {
     "encoder.transport": "sequence_sinkhorn",
     "encoder.embedding_skip": False,
     "encoder.sinkhorn_max_iter": 50,
+    "propagator.kerr_saturation": 0.0,
     "mixer.clamp_interval": 4,  # due within these few positions
 }
 
@@ -88,6 +89,7 @@ def settings_of(config: ModelConfig) -> Settings:
         input_scale=mixer.input_scale,
         clamp_interval=mixer.clamp_interval,
         cayley_dt=config.propagator.cayley_dt,
+        kerr_saturation=config.propagator.kerr_saturation,
         likelihood=config.likelihood,
         born_floor=config.born_floor,
         unitary_lambda=UNITARY_LAMBDA,

@@ -41,6 +41,7 @@ class Settings:
     input_scale: str = "dt"  # or "unit_variance"
     clamp_interval: int = 0  # 256 in the reference
     cayley_dt: float = 0.1
+    kerr_saturation: float = 0.1  # 0 in the reference
     likelihood: str = "born"  # or "reference"
     born_floor: float = 1e-6
     unitary_lambda: float = 1e-3
@@ -81,7 +82,7 @@ class SEM(nn.Module):
             )
             for _ in range(s.num_layers)
         )
-        self.propagator = Propagator(dim, edges, s.cayley_dt)
+        self.propagator = Propagator(dim, edges, s.cayley_dt, s.kerr_saturation)
         self.final_norm = Norm(dim)
         self.sampler = BornReadout(dim, s.vocab_size)
 

@@ -58,16 +58,17 @@ def cayley(hamiltonian: Tensor, psi: Tensor, dt: float) -> Tensor:
 class PropagatorLayer(nn.Module):
     """Kerr phase, then the Cayley step."""
 
-    def __init__(self, dim: int, edges: Sequence[Tensor], dt: float):
+    def __init__(self, dim: int, edges: Sequence[Tensor], dt: float, saturation: float):
         super().__init__()
-        self.dt = dt
+        self.dt, self.saturation = dt, saturation
         self.alpha = nn.Parameter(torch.full((dim,), 0.1))
         self.hamiltonian = Hamiltonian(dim, edges)
 
     def kerr(self, psi: Tensor) -> Tensor:
-        """ψ·exp(iαI), I = |ψ|²/(mean_D |ψ|² + 1e-8)."""
+        """ψ·exp(iαI/(1 + σI)), I = |ψ|²/(mean_D |ψ|² + 1e-8)."""
         power = abs_sq(psi)
-        return psi * expi(self.alpha * (power / (power.mean(-1, keepdim=True) + 1e-8)))
+        intensity = power / (power.mean(-1, keepdim=True) + 1e-8)
+        return psi * expi(self.alpha * (intensity / (1 + self.saturation * intensity)))
 
     def forward(self, psi: Tensor) -> Tensor:
         """[..., D] to the same."""
@@ -77,9 +78,9 @@ class PropagatorLayer(nn.Module):
 class Propagator(nn.Module):
     """L layers in turn."""
 
-    def __init__(self, dim: int, edges: Sequence[Sequence[Tensor]], dt: float):
+    def __init__(self, dim: int, edges: Sequence[Sequence[Tensor]], dt: float, saturation: float):
         super().__init__()
-        self.layers = nn.ModuleList(PropagatorLayer(dim, graphs, dt) for graphs in edges)
+        self.layers = nn.ModuleList(PropagatorLayer(dim, graphs, dt, saturation) for graphs in edges)
 
     def forward(self, psi: Tensor) -> Tensor:
         """[..., D] to the same."""

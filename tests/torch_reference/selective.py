@@ -39,7 +39,7 @@ def selective_state_space(p: Parameters, z: Tensor, position: Tensor, bounded: b
     qk = qk / torch.sqrt(abs_sq(qk).mean(-1, keepdim=True) + 1e-6) + p["ssm/qk_bias"]
     q, k = qk.unbind(-2)
     u, w = affine(p, "ssm/rates", z).chunk(2, dim=-1)
-    dt, omega = F.softplus(u + math.log(math.e - 1)), 1 + (math.pi * torch.tanh(w / math.pi) if bounded else w)
+    dt, omega = F.softplus(u + math.log(math.e - 1)), 1 + (math.tau * torch.tanh(w / math.tau) if bounded else w)
     x = z.unflatten(-1, (heads, dim // heads))
     decay = F.softplus(p["ssm/decay"])
     h = torch.zeros(batch, heads, states, dim // heads, dtype=z.dtype)
@@ -57,7 +57,7 @@ def selective_state_space(p: Parameters, z: Tensor, position: Tensor, bounded: b
 def selective_mixer(p: Parameters, x: Tensor, position: Tensor, bounded: bool = False) -> Tensor:
     """x + ρ·s·(W_out·(SSM(conv(z))·silu(W_o [Re z; Im z] + b))), z = W_in·norm x or the spinor gate's output.
 
-    If bounded, ω = 1 + π·tanh(w/π), and SSM(conv(z)) is divided by its root mean square.
+    If bounded, ω = 1 + 2π·tanh(w/2π), and SSM(conv(z)) is divided by its root mean square.
     """
     z = rms_norm(x) * p["norm_gamma"]
     if "in_proj/weight" in p:

@@ -81,6 +81,7 @@ def recorded_model(name: str) -> tuple[SEM, dict[str, np.ndarray]]:
         num_groups=c["mimo_groups"],
         state_dim=c["state_dim"],
         clamp_interval=256,
+        kerr_saturation=0.0,
         cayley_dt=c["cayley_dt"],
         likelihood="reference",
         unitary_lambda=c["unitary_lambda"],
