@@ -28,7 +28,7 @@ SIZE_LIMIT = 100.0  # rms of the first and of the last wave; of order one in a h
 HUGE = 1e9  # its fourth power is near the largest float32
 MEMORY_LIMIT = 0.01  # largest |a|; of an input 1 % is left one token later
 
-_LINEAR = ("spinor_gate", "in_proj", "conv", "ssm", "out_proj", "residual")
+_LINEAR = frozenset({"spinor_gate", "in_proj", "conv", "ssm", "out_proj", "residual"})
 _WEIGHTS = "optimizer.weight_decay"
 _SHRINK = "the weights have grown: raise config.optimizer.weight_decay or lower config.optimizer.learning_rate"
 
@@ -39,7 +39,7 @@ def find_suspects(config: Config, diagnosis: Diagnosis) -> list[Finding]:
         *_damaged(diagnosis.damaged),
         *_not_finite(diagnosis.components),
         *_loss(config, diagnosis),
-        *_sizes(diagnosis.components),
+        *_sizes(config, diagnosis.components),
         *_mixers(config, diagnosis),
         *_propagators(config, diagnosis),
         *_transport(config, diagnosis),
@@ -113,10 +113,16 @@ def _loss(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
         yield Finding("head.readout", "loss", diagnosis.loss, limit, "optimizer.learning_rate", text)
 
 
-def _sizes(components: list[Component]) -> Iterator[Finding]:
+def _divides_by_rms(config: Config) -> bool:
+    """Whether a mixer divides what its states give out by its RMS, so that neither this nor they can be too large."""
+    return config.model.mixer.kind == "selective" and config.model.mixer.output_norm
+
+
+def _sizes(config: Config, components: list[Component]) -> Iterator[Finding]:
+    bounded = {"ssm"} if _divides_by_rms(config) else set()
     for c in components:
         group, part = c.name.split(".")[0], c.name.split(".")[-1]
-        if group == "mixers" and part in _LINEAR and c.gain > GAIN_LIMIT:
+        if group == "mixers" and part in _LINEAR - bounded and c.gain > GAIN_LIMIT:
             text = f"{c.name}: its output is {c.gain:.3g} times its input, above {GAIN_LIMIT:g}; {_SHRINK}"
             yield Finding(c.name, "gain", c.gain, GAIN_LIMIT, _WEIGHTS, text)
         if group == "mixers" and part != "norm" and c.gain < DEAD_GAIN:
@@ -154,7 +160,7 @@ def _mixers(config: Config, diagnosis: Diagnosis) -> Iterator[Finding]:
                 "nothing; lower config.optimizer.learning_rate"
             )
             yield Finding(f"{name}.ssm", "memory", layer.decay, MEMORY_LIMIT, "optimizer.learning_rate", text)
-        if layer.state > STATE_LIMIT:
+        if layer.state > STATE_LIMIT and not _divides_by_rms(config):
             field, cure = _WEIGHTS, _SHRINK
             if config.model.mixer.kind == "fixed":
                 field = "model.mixer.clamp_interval"

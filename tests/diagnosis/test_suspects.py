@@ -222,13 +222,18 @@ def test_a_state_beyond_the_clamp_is_found_though_its_output_is_not(healthy):
     assert (first.component, first.field) == ("mixers.1.ssm", "model.mixer.clamp_interval")
 
 
-def test_a_selective_state_beyond_the_limit_is_found(healthy):
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_selective_state_beyond_the_limit_is_found_where_its_output_is_not_divided_by_its_size(healthy, normed):
     def change(params):
         ssm = params["mixers"]["ssm"]
-        ssm["qk_bias"] = ssm["qk_bias"].at[1, 1].set(1e4)
+        ssm["qk_bias"] = ssm["qk_bias"].at[1].set(1e4)
 
-    states = [finding for finding in suspects(healthy, change) if finding.quantity == "state"]
-    assert [(finding.component, finding.field) for finding in states] == [("mixers.1.ssm", "optimizer.weight_decay")]
+    config, state, *data = healthy
+    mixer = dataclasses.replace(config.model.mixer, output_norm=normed)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, mixer=mixer))
+    large = [finding for finding in suspects((config, state, *data), change) if finding.component == "mixers.1.ssm"]
+    quantities = {} if normed else {"gain": "optimizer.weight_decay", "state": "optimizer.weight_decay"}
+    assert {finding.quantity: finding.field for finding in large} == quantities
 
 
 def test_noise_above_the_update(healthy):
