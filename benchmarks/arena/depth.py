@@ -15,7 +15,7 @@ from arena.rivals import BASIC, RIVALS
 from arena.state_tracking import BUDGET, GROUPS, accuracies
 from arena.trials import Budget
 
-RIVAL_NAMES, DEPTHS, TASKS = (*BASIC, "sem_real"), (1, 2, 4), ("s3", "a5")
+RIVAL_NAMES, DEPTHS, TASKS = ("sem_mamba3", *BASIC[1:], "sem_real"), (1, 2, 4), ("s3", "a5")
 GRIDS = {task: Grid(task + LONGER, 2) for task in TASKS}
 
 

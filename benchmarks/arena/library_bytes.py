@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arena import library, scaling
-from arena.campaign import TUNING_SEED, Cell, Grid, Record
+from arena.campaign import Cell, Grid, Record, tunes
 from arena.equal_time import Comparison
 from arena.rivals import BASIC
 from arena.trials import Budget
@@ -24,8 +24,7 @@ def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
 
 def measure(budget: Budget, asked: list[Cell]) -> list[Cell]:
     """Trials of one rival: each nats and bits a byte of held-out files. All choose a learning rate, or none does."""
-    tuning = asked[0]["seed"] == TUNING_SEED
-    steps = budget.steps // TUNING_PART if tuning else budget.steps
+    steps = budget.steps // TUNING_PART if tunes(asked[0]) else budget.steps
     return library.measure_on(scaling.dataset, replace(budget, steps=steps), asked)
 
 

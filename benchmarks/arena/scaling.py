@@ -18,7 +18,7 @@ from sem_jax.data import Dataset
 LAYERS = {25_000: 2, 50_000: 2, 100_000: 3, 200_000: 3, 400_000: 4}  # by parameters; the last reads the library once
 TUNED = 100_000  # the largest size whose learning rate is tuned; larger ones take that of this size
 TOKENS_A_PARAMETER, LENGTH = 20, 128
-RIVAL_NAMES = ("sem", "gpt")
+RIVAL_NAMES = ("sem_mamba3", "gpt")
 FIT = ("floor", "c", "α", "furthest off")  # what a table says of the power law
 
 
