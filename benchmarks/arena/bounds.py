@@ -18,9 +18,9 @@ RIVAL_NAMES = ("sem", *LESS_BOUNDED, "sem_unbounded", "sem_mamba3")
 
 def campaign(record: Record, seeds: int, budget: Budget = BUDGET) -> None:
     """With all bounds, without each, and without any."""
-    task, layers, _ = library_bytes.GRID
+    grid = library_bytes.GRID
     for name in RIVAL_NAMES:
-        question = {"rival": name, "task": task, "layers": layers, "rate": RATE}
+        question = {"rival": name, "task": grid.task, "layers": grid.layers, "rate": RATE}
         record.answers([question | {"seed": seed} for seed in range(seeds)], partial(measure, budget))
 
 

@@ -35,7 +35,7 @@ class SelectiveSSM(nnx.Module):
             self.qk_proj[...] = jnp.concatenate([key, key])
         # At 1, as in Mamba-3, every query matches every key, and a head sums up its past, whatever it was.
         self.qk_bias = nnx.Param(jnp.full((2, states), 0.0 if mimetic else 1.0), decay=False)
-        self.rates = Linear(2 * dim, 2 * heads, rngs=rngs)  # (u, w) of δ = softplus(u + ln(e − 1)) and ω = 1 + w
+        self.rates = Linear(2 * dim, 2 * heads, rngs=rngs)  # (u, w) of δ and ω: `step_sizes`
         # A key that turns looks different from every distance: every second head stands still, forgets slowly and looks
         # things up, the others turn and count.
         still = mimetic & (jnp.arange(heads) % 2 == 0)
