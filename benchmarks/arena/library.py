@@ -18,7 +18,7 @@ from sem_jax.training.metrics import bits_per_byte
 BUDGET = Budget(parameters=1_250_000, vocabulary=2048, steps=1000, batch=16)
 LENGTH = 64
 GRID = Grid("tokens", 4)
-RIVAL_NAMES = (*BASIC, "sem_mamba3", *(name + ENDS for name in (*BASIC, "sem_unbounded", "sem_mamba3")))
+RIVAL_NAMES = ("sem_mamba3", *BASIC[1:], *(name + ENDS for name in (*BASIC, "sem_unbounded", "sem_mamba3")))
 JUDGED = 100  # batches of held-out files
 
 
