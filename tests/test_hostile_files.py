@@ -138,6 +138,21 @@ def test_a_compressed_torch_file_is_refused_before_memory_is_taken(tmp_path, bou
         read_state_dict(path)
 
 
+@pytest.mark.parametrize("record", [".storage_alignment", ".Storage_Alignment"])
+@pytest.mark.parametrize("alignment", [b"0", b"00", b"-64", b""])
+def test_a_torch_file_that_aligns_by_nothing_is_refused(tmp_path, record, alignment):
+    torch = pytest.importorskip("torch")
+    torch.save({"x": torch.zeros(4), "y": torch.zeros(4)}, tmp_path / "sound.pt")
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(tmp_path / "sound.pt") as sound, zipfile.ZipFile(path, "w") as archive:
+        for member in sound.namelist():
+            name = member.replace(".storage_alignment", record)
+            archive.writestr(name, alignment if name.endswith(record) else sound.read(member))
+    # PyTorch alone would divide by zero and end the process.
+    with pytest.raises(InteropError, match="which must be at least 1"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("shape", [[2**62, 4], [4], [2**40], [-1]])
 def test_a_safetensors_file_that_lies_is_refused(tmp_path, shape, bounded_memory):
     header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 2**60]}}).encode()

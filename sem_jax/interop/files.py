@@ -123,7 +123,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _require_honest_torch(path: Path, torch: Any) -> None:
-    """Refuses a file whose tensors are larger than the file, before memory is taken for them, or with endless names.
+    """Refuses what PyTorch does not survive: tensors larger than the file, endless names, an alignment of zero.
 
     PyTorch does not compress, so neither the archive nor the storages can hold more bytes than the file, and a tensor
     no more entries than its storage, unless one entry stands for many.
@@ -132,9 +132,12 @@ def _require_honest_torch(path: Path, torch: Any) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             _require_size(path, sum(member.file_size for member in archive.infolist()), size)
-            for member in archive.namelist():
-                if member.endswith("data.pkl"):
+            for member in archive.infolist():
+                name = member.filename.lower()  # PyTorch looks a record up whatever the case of its letters
+                if name.endswith("data.pkl"):
                     _require_short_names(path, io.BytesIO(archive.read(member)))
+                if name.endswith(".storage_alignment"):
+                    _require_alignment(path, archive.read(member))
     else:
         with path.open("rb") as file:
             for _ in range(_PICKLES_OF_OLD_FORMAT):
@@ -159,6 +162,14 @@ def _require_short_names(path: Path, file: IO[bytes]) -> None:
             raise InteropError(
                 f"{path} holds a name of {len(argument):,} characters; save nothing but model.state_dict()"
             )
+
+
+def _require_alignment(path: Path, content: bytes) -> None:
+    """Refuses what PyTorch would divide by, in C++ and unasked, if it were zero."""
+    if not content.isdigit() or int(content) == 0:
+        raise InteropError(
+            f"{path} aligns its tensors by {content[:20]!r} bytes, which must be at least 1; save the tensors once more"
+        )
 
 
 def _tensors(content: Any, kind: type) -> list[Any]:
