@@ -16,13 +16,13 @@ REFERENCE: dict[str, Any] = {  # the arithmetic of the PyTorch original, as conf
     "encoder.position_phase": True,
     "encoder.embedding_skip": False,
     "mixer.clamp_interval": 256,
-    "propagator.kerr_saturation": 0.0,
 }
 
 SELECTIVE: dict[str, Any] = {  # the default model
     "encoder.transport": "none",
     "encoder.position_phase": False,
     "mixer.kind": "selective",
+    "propagator.kerr_saturation": 0.1,
     "likelihood": "coherent",
     "layout": "interleaved",
 }
@@ -69,6 +69,7 @@ def configuration(shape: Shape, changes: dict[str, Any] | None = None) -> Config
         "encoder.transport": "row_softmax",
         "encoder.position_phase": True,
         "mixer.kind": "fixed",
+        "propagator.kerr_saturation": 0.0,
         "likelihood": "born",
         "layout": "mixers_first",
     }

@@ -11,11 +11,11 @@ from functools import partial
 
 from arena.campaign import RATE_HEADING, Grid, Record, judged, markdown, rate_row, tuned
 from arena.counting import LONGER, longer, measure
-from arena.rivals import BASIC, RIVALS
+from arena.rivals import OTHERS, RIVALS
 from arena.state_tracking import BUDGET, GROUPS, accuracies
 from arena.trials import Budget
 
-RIVAL_NAMES, DEPTHS, TASKS = ("sem_mamba3", *BASIC[1:], "sem_real"), (1, 2, 4), ("s3", "a5")
+RIVAL_NAMES, DEPTHS, TASKS = ("sem_mamba3", *OTHERS, "sem_real"), (1, 2, 4), ("s3", "a5")
 GRIDS = {task: Grid(task + LONGER, 2) for task in TASKS}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from arena.campaign import Cell, Grid, Record, rate_table, run_trials
 from arena.equal_time import Comparison, comparison_table
-from arena.rivals import BASIC, ENDS
+from arena.rivals import BASIC, ENDS, OTHERS
 from arena.trials import Budget, Trained, judge
 from sem_jax.config import build, default
 from sem_jax.data import Batch, Dataset, open_dataset
@@ -18,7 +18,7 @@ from sem_jax.training.metrics import bits_per_byte
 BUDGET = Budget(parameters=1_250_000, vocabulary=2048, steps=1000, batch=16)
 LENGTH = 64
 GRID = Grid("tokens", 4)
-RIVAL_NAMES = ("sem_mamba3", *BASIC[1:], *(name + ENDS for name in (*BASIC, "sem_unbounded", "sem_mamba3")))
+RIVAL_NAMES = ("sem_mamba3", *OTHERS, *(name + ENDS for name in (*BASIC, "sem_unbounded", "sem_mamba3")))
 JUDGED = 100  # batches of held-out files
 
 

@@ -106,7 +106,8 @@ LESS_BOUNDED = {
     )
 }
 RIVALS |= BUT | LESS_BOUNDED
-BASIC = ("sem", "gpt", "mamba2", "gru")
+OTHERS = ("gpt", "mamba2", "gru")
+BASIC = ("sem", *OTHERS)
 ENDS = "_ends"
 RIVALS |= {
     f"{name}{ENDS}": replace(
